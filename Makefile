@@ -1,0 +1,34 @@
+# make run      set up if needed, then the whole chain (again: only what changed)
+# make test     set up if needed, then lint, types and tests
+# make ui       both UIs on the loopback: Prefect on port 4200, MLflow on port 5000
+# make setup    only the environment, in .venv          make doctor   what this machine is and what will be chosen
+# make clean    remove unfinished work and caches; models, data, reports and both databases stay
+PYTHON ?= python3
+PY := .venv/bin/python
+ARGS ?=
+
+.PHONY: run test lint ui setup doctor clean
+
+run: setup
+	@$(PY) -m flows.post_train $(ARGS)
+
+test: lint
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+ui: setup
+	@$(PY) -m posttrain.cli ui
+
+doctor: setup
+	@$(PY) -m posttrain.cli doctor
+
+setup:
+	@$(PYTHON) setup_env.py
+
+clean:
+	rm -rf .work .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
