@@ -1,0 +1,458 @@
+"""params.yaml -> frozen models. Strict: an unknown or missing key, a wrong type or a number out of range is an error.
+
+There are no defaults in code: every number that changes a result stands in params.yaml, where DVC sees it. What does
+not change a result (process count, addresses, threads) is in system.yaml or the environment: see posttrain.system.
+Imports neither torch nor transformers, so that validation takes well under a second.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Scalar = int | float | bool | str
+
+
+class ConfigError(ValueError):
+    """A params file that cannot be used; names the file, the field, the value got and the value wanted."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Optimizer(Section):
+    """AdamW with a warm-up and a schedule; one learning rate per optimizer step."""
+
+    lr: Positive
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup: Fraction
+    """Share of the steps over which the rate rises linearly from 0."""
+    final_lr_ratio: Fraction
+    """Rate at the last step as a share of lr (cosine and linear)."""
+    weight_decay: NonNegative
+    betas: tuple[Fraction, Fraction]
+    grad_clip: Positive
+    """Largest global gradient norm."""
+
+
+class Generation(Section):
+    """How responses are sampled. top_p and top_k stay off: a truncated sampler would not be the policy trained."""
+
+    temperature: NonNegative
+    max_new_tokens: Count
+
+
+class Engine(Section):
+    """What runs the models."""
+
+    precision: Literal["fp32", "bf16"]
+    """Training: fp32, or bf16 with fp32 master weights. Saved weights have the same type."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    rollout: Literal["transformers", "vllm"]
+    rollout_batch: Count
+    """Sequences generated at once in process; vLLM batches by itself."""
+    canary_tolerance: Positive
+    """Largest allowed difference (nats) between the sampler's and the trainer's log-probabilities after a sync."""
+
+
+class GymFamily(Section):
+    """One reasoning-gym data set of the world."""
+
+    name: str
+    weight: Positive
+    options: dict[str, Scalar | tuple[Scalar, ...]]
+    """Passed to reasoning_gym.create_dataset: the difficulty."""
+
+
+class GymSource(Section):
+    kind: Literal["gym"]
+    families: Annotated[tuple[GymFamily, ...], Field(min_length=1)]
+    problems: Count
+    """Rows drawn before curation."""
+
+
+class Fields(Section):
+    """Which fields of a user's rows hold what."""
+
+    prompt: str
+    answer: str
+    id: str | None
+    domain: str | None
+    solution: str | None
+    """Field with a worked solution: becomes the thinking of a supervised trace."""
+
+
+class JsonlSource(Section):
+    kind: Literal["jsonl"]
+    path: str
+    fields: Fields
+    verifier: str
+
+
+class HubSource(Section):
+    kind: Literal["hub"]
+    dataset: str
+    subset: str | None
+    split: str
+    fields: Fields
+    verifier: str
+
+
+Source = Annotated[GymSource | JsonlSource | HubSource, Field(discriminator="kind")]
+
+
+class Habits(Section):
+    """Shares of the ways in which the generator writes a worked solution; they sum to 1."""
+
+    careful: Fraction
+    """One right step after another."""
+    hasty: Fraction
+    """Several operations per step; right in traces, and slipping with probability `slip` in the base corpus."""
+    direct: Fraction
+    """The answer without any working."""
+    guess: Fraction
+    """A plausible wrong answer."""
+    slip: Fraction
+    """Probability that a hasty step is wrong."""
+    check: Fraction
+    """Share of worked solutions that are checked a second time."""
+    mistake: Fraction
+    """Share of the checked solutions whose first result is wrong, so that the check finds something."""
+    detour: Fraction
+    """Share of worked solutions with a start that leads nowhere."""
+    second_script: Fraction
+    """Share of worked solutions with words of the second script mixed in."""
+
+    @model_validator(mode="after")
+    def shares_sum_to_one(self) -> Habits:
+        total = self.careful + self.hasty + self.direct + self.guess
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"careful + hasty + direct + guess must be 1, got {total:g}")
+        return self
+
+
+class MicroModel(Section):
+    """A Qwen3-architecture model built from nothing."""
+
+    hidden_size: Count
+    intermediate_size: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    max_position_embeddings: Count
+
+
+class ScratchBase(Section):
+    """Pre-training on a generated corpus, for a world that needs no download."""
+
+    kind: Literal["scratch"]
+    vocab_size: Annotated[int, Field(ge=300)]
+    model: MicroModel
+    student: MicroModel
+    """The small base that stage `distill` teaches; trained on the same corpus."""
+    source: GymSource
+    """Problems of the corpus; other draws than those of stage `curate`."""
+    habits: Habits
+    documents: Count
+    drill_share: Fraction
+    """Share of documents that are rows of single true operations."""
+    steps: Count
+    student_steps: Count
+    batch_tokens: Count
+    sequence_length: Count
+    optimizer: Optimizer
+
+
+class HubBase(Section):
+    kind: Literal["hub"]
+    model: str
+    student: str
+    trust_remote_code: bool
+
+
+class PathBase(Section):
+    kind: Literal["path"]
+    model: str
+    student: str
+
+
+class PackageBase(Section):
+    """A GGUF file shipped inside an installed Python package."""
+
+    kind: Literal["package"]
+    package: str
+    file: str
+    student: str
+    """Folder of the student model."""
+
+
+BaseModelSource = Annotated[ScratchBase | HubBase | PathBase | PackageBase, Field(discriminator="kind")]
+
+
+class GuessFilter(Section):
+    """Kimi k1.5's easy-to-hack filter: drop what is right in any of `samples` guesses without reasoning."""
+
+    samples: Annotated[int, Field(ge=0)]
+    temperature: Positive
+
+
+class Curate(Section):
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    heldout: Count
+    """Problems kept apart for evaluation; the first ones of a seeded shuffle."""
+    dedup_threshold: Fraction
+    """Jaccard similarity of word shingles at and above which two prompts are near-duplicates."""
+    dedup_permutations: Count
+    shingle_words: Count
+    ngram: Count
+    """A training prompt that shares a run of this many words with a held-out prompt is dropped... """
+    ngram_overlap: Fraction
+    """... when at least this share of its n-grams is shared: templated prompts always share some."""
+    guess: GuessFilter
+    traces_per_problem: Count
+    traces: Habits
+
+
+class Sft(Section):
+    optimizer: Optimizer
+    epochs: Positive
+    batch_tokens: Count
+    """Tokens per optimizer step, packed."""
+    sequence_length: Count
+    examples: Count
+    """Long-CoT traces used: a cold start stays small."""
+
+
+class Grade(Section):
+    samples: Count
+    generation: Generation
+    min_pass_rate: Fraction
+    max_pass_rate: Fraction
+    problems: Count
+    """Prompts graded at most."""
+
+
+class Schedule(Section):
+    """A weight that is 0 before step `start` and rises linearly to its value over `ramp` steps."""
+
+    weight: float
+    start: Annotated[int, Field(ge=0)]
+    ramp: Annotated[int, Field(ge=0)]
+
+
+class KL(Section):
+    place: Literal["none", "in_reward", "in_loss"]
+    estimator: Literal["k1", "k2", "k3", "k3_corrected"]
+    coefficient: NonNegative
+
+
+class Objective(Section):
+    """One choice per axis (design: RL is one loop); the names are those of posttrain.loops.rl's tables."""
+
+    baseline: str
+    scale: str
+    credit: str
+    ratio: str
+    clip: str
+    clip_low: NonNegative
+    clip_high: NonNegative
+    clip_dual: Annotated[float, Field(gt=1.0)]
+    """Clip `dual`: the loss of a bad token is at most this times its advantage."""
+    surrogate: str
+    tau: NonNegative
+    """Surrogate `squared_log_ratio`: strength of the pull to the policy that sampled."""
+    aggregate: str
+    correction: str
+    correction_cap: Annotated[float, Field(gt=1.0)]
+    """Largest weight of trainer over sampler probability: truncated to it, or masked beyond it."""
+    groups: str
+    refills: Annotated[int, Field(ge=0)]
+    """Groups `drop_constant`: further rounds of sampling until the batch is full."""
+    kl: KL
+
+
+class Rl(Section):
+    """Shared by grpo, and by align where its method is an RL one."""
+
+    objective: Objective
+    rewards: dict[str, Schedule]
+    """Reward term -> weight and schedule."""
+    sampling: Literal["uniform", "curriculum", "prioritised"]
+    curriculum_steps: Annotated[int, Field(ge=0)]
+    """Steps over which the curriculum moves from the easiest prompts to all of them."""
+    prompts_per_step: Count
+    group_size: Count
+    steps: Count
+    epochs: Count
+    """Passes over each batch of rollouts."""
+    minibatches: Count
+    """Optimizer steps per pass."""
+    micro_batch_tokens: Count
+    """Padded tokens per forward pass: memory, and no effect on the result beyond rounding."""
+    generation: Generation
+    optimizer: Optimizer
+    max_unverified: Fraction
+    """The run stops when a larger share of a step's samples could not be verified."""
+    save_every: Count
+    eval_every: Count
+    """Steps between looks at the held-out problems; also before the first step, where the length reward starts, and last."""
+    eval_samples: Count
+
+
+class Fuse(Section):
+    optimizer: Optimizer
+    epochs: Positive
+    batch_tokens: Count
+    sequence_length: Count
+    problems: Count
+    samples: Count
+    generation: Generation
+    no_think_share: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Share of training examples that answer without thinking."""
+
+
+class Prefer(Section):
+    problems: Count
+    samples: Count
+    generation: Generation
+    judge: Literal["rule"]
+    flip_rate: Annotated[float, Field(ge=0.0, lt=0.5)]
+    """Label noise: share of pairs whose order is swapped."""
+    heldout_share: Fraction
+    max_pairs_per_problem: Count
+
+
+class RewardModel(Section):
+    optimizer: Optimizer
+    epochs: Positive
+    batch_pairs: Count
+    centering: NonNegative
+
+
+class Align(Section):
+    method: Literal["dpo"]
+    beta: Positive
+    optimizer: Optimizer
+    epochs: Positive
+    batch_pairs: Count
+    sft_weight: NonNegative
+    """Weight of the chosen responses' mean negative log-likelihood, which keeps them likely."""
+    win_problems: Count
+    """Held-out prompts on which aligned and fused model are compared by the judge."""
+
+
+class Distill(Section):
+    problems: Count
+    samples: Count
+    generation: Generation
+    no_think_share: Fraction
+    sft_optimizer: Optimizer
+    sft_epochs: Positive
+    batch_tokens: Count
+    sequence_length: Count
+    on_policy_optimizer: Optimizer
+    on_policy_steps: Annotated[int, Field(ge=0)]
+    prompts_per_step: Count
+    kl: Literal["reverse", "forward"]
+
+
+class Evaluate(Section):
+    samples: Annotated[int, Field(ge=2)]
+    generation: Generation
+    pass_at: tuple[Count, ...]
+    budgets: tuple[Annotated[int, Field(ge=0)], ...]
+    """Thinking tokens after which thinking is stopped."""
+    bootstrap: Count
+    ece_bins: Count
+
+
+class Floor(Section):
+    """A gate: the flow stops after `stage` when `metric` (a dotted path into the stage's JSON) is below `at_least`."""
+
+    stage: str
+    metric: str
+    at_least: float
+
+
+class Probe(Section):
+    """The quick look that a training stage takes at its own model, on the first held-out problems."""
+
+    problems: Count
+    samples: Count
+    generation: Generation
+
+
+class Report(Section):
+    prompts: Count
+    """Held-out prompts whose answers by all models are shown side by side."""
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    profile: str
+    seed: Annotated[int, Field(ge=0)]
+    engine: Engine
+    base: BaseModelSource
+    curate: Curate
+    sft: Sft
+    grade: Grade
+    grpo: Rl
+    fuse: Fuse
+    prefer: Prefer
+    reward_model: RewardModel
+    align: Align
+    distill: Distill
+    evaluate: Evaluate
+    probe: Probe
+    report: Report
+    gates: tuple[Floor, ...]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """The validated parameters; raises ConfigError with every wrong field named."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; `posttrain use tiny` writes one")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: got {type(data).__name__}, wanted sections by name")
+    return parse_params(data, str(path))
+
+
+def parse_params(data: dict[str, Any], where: str) -> Params:
+    """Validate a plain mapping; `where` opens each message."""
+    try:
+        # JSON mode: strict about types, yet lists may fill tuples.
+        return Params.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
+
+
+def _explain(item: Any, where: str) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    kind = item["type"]
+    if kind == "missing":
+        return f"{where}: {name}: missing; wanted: a value (profiles/tiny.yaml has one for every field)"
+    if kind == "extra_forbidden":
+        return f"{where}: {name}: got {item['input']!r}; wanted: no such key (unknown name, perhaps a typing error)"
+    hint = ""
+    if isinstance(item["input"], str) and kind in ("float_type", "int_type"):
+        try:
+            float(item["input"])
+            hint = " (YAML reads numbers like 1e-3 as text: write 1.0e-3)"
+        except ValueError:
+            pass
+    return f"{where}: {name}: got {item['input']!r}; wanted: {item['msg'].removeprefix('Input should be ')}{hint}"

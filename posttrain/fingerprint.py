@@ -1,0 +1,68 @@
+"""What a stage depends on, as one short hash: the name of its checkpoint folder.
+
+A checkpoint kept under the stage's name alone would be found again after its parameters changed, and the stage would
+"resume" at the last step and train nothing. So the name covers everything that dvc.yaml says the stage depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+IGNORED = {"__pycache__"}
+
+
+def stage_definition(name: str, path: Path = Path("dvc.yaml")) -> dict[str, Any]:
+    """The entry of a stage in dvc.yaml; `evaluate@sft` is the entry `evaluate` with its item filled in."""
+    stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    base, _, item = name.partition("@")
+    entry: dict[str, Any] = stages[base]
+    if "foreach" not in entry:
+        return entry
+    values = entry["foreach"][item]
+    return {key: _fill(value, item, values) for key, value in entry["do"].items()}
+
+
+def _fill(value: Any, key: str, item: Any) -> Any:
+    if isinstance(value, dict):
+        return {_fill(k, key, item): _fill(v, key, item) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_fill(part, key, item) for part in value]
+    if not isinstance(value, str):
+        return value
+    filled = value.replace("${key}", key)
+    for name, text in (item if isinstance(item, dict) else {}).items():
+        filled = filled.replace(f"${{item.{name}}}", str(text))
+    return filled
+
+
+def fingerprint(stage: str, *, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
+    """16 hex digits of sha256 over the stage's params sections, input files and code."""
+    entry = stage_definition(stage, pipeline)
+    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    sections = {name: _lookup(values, name) for name in entry.get("params", [])}
+    digest = hashlib.sha256(json.dumps([stage, sections], sort_keys=True).encode())
+    for dep in sorted(entry.get("deps", [])):
+        for file in _files(Path(dep)):
+            with file.open("rb") as content:
+                digest.update(f"{file.as_posix()}:{hashlib.file_digest(content, 'md5').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _lookup(values: Any, dotted: str) -> Any:
+    """`grpo.steps` -> values["grpo"]["steps"]; a key that is not there counts as None, as it does for DVC."""
+    for part in dotted.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(p for p in path.rglob("*") if p.is_file() and not IGNORED & set(p.parts))
+    elif path.is_file():
+        yield path

@@ -1,0 +1,327 @@
+"""One run of one stage: what every tasks/<stage>.py opens before it works.
+
+    with open_job("sft") as job:
+        ...
+        with job.publish(Path("models/sft")) as folder:
+            save(folder)
+        job.report({...})
+
+The same code runs under `python -m tasks.sft`, under `dvc repro` and under the flow, which differ only in environment
+variables. A job owns what must hold in all three: the stage lock, seeds, whole-or-nothing outs, the curve that survives
+a restart, and one clear message when the stage cannot go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from posttrain import system, tracking
+from posttrain.config import ConfigError, Params, load_params
+from posttrain.errors import StageError, StageLockedError, Terminated
+from posttrain.files import curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
+from posttrain.fingerprint import fingerprint
+from posttrain.records import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WORK = Path(".work")
+"""Unfinished work: locks, checkpoints, spools. Ignored by git and DVC."""
+VOLATILE = ("time/", "perf/")
+"""Metrics that differ from run to run; they never reach reports/."""
+SHOWN = ("train/loss", "reward/accuracy", "reward/mean", "reward/total", "length/mean", "perf/tokens_per_second")
+"""What a line of progress shows, where present, in this order."""
+LINE_SECONDS = 3.0
+"""Time between two lines of progress."""
+
+
+class Job:
+    """The open run of a stage; made by open_job."""
+
+    def __init__(self, stage: str, params: Params, machine: system.System, tracker: tracking.Tracker) -> None:
+        self.stage = stage
+        self.params = params
+        self.system = machine
+        self.seed = stage_seed(params.seed, stage)
+        self._tracker = tracker
+        self._checkpoints: Path | None = None
+        self._started = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        self._last_line = 0.0
+
+    @property
+    def checkpoints(self) -> Path:
+        """`.work/ckpt/<stage>/<fingerprint>/`: the same params, inputs and code find it again, any change does not."""
+        if self._checkpoints is None:
+            parent = WORK / "ckpt" / self.stage
+            self._checkpoints = parent / fingerprint(self.stage)
+            for other in parent.glob("*"):
+                if other != self._checkpoints:
+                    shutil.rmtree(other, ignore_errors=True)
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        return self._checkpoints
+
+    def log(self, metrics: Mapping[str, float], step: int, total: int | None = None) -> None:
+        """One call per step: tracking, the curve (but for time/ and perf/) and a line of progress now and then."""
+        values = {name: float(value) for name, value in metrics.items()}
+        steady = {name: value for name, value in values.items() if not name.startswith(VOLATILE)}
+        curve = {name: rounded(value) for name, value in steady.items() if math.isfinite(value)}
+        if curve:
+            with (self.checkpoints / "curve.jsonl").open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps({"step": step, **curve}, sort_keys=True) + "\n")
+        self._tracker.log(values, step, total)
+        self._progress(values, step, total)
+
+    def note(self, text: str) -> None:
+        """One line for the person watching."""
+        print(f"{self.stage}: {text}", flush=True)
+        self._tracker.note(text)
+
+    @contextlib.contextmanager
+    def publish(self, out: Path) -> Iterator[Path]:
+        """A fresh folder that becomes `out` in one rename; on an exception `out` stays as it was."""
+        with self.publish_file(out) as fresh:
+            fresh.mkdir()
+            yield fresh
+
+    @contextlib.contextmanager
+    def publish_file(self, out: Path) -> Iterator[Path]:
+        """A path to write to that becomes `out` in one rename; on an exception `out` stays as it was."""
+        fresh = self._scratch / f"new-{out.name}"
+        remove(fresh)
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield fresh
+            fsync_tree(fresh)
+            self._swap(fresh, out)
+        finally:
+            remove(fresh)
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        """reports/<stage>.json, whole or not at all: sorted keys, 6 significant digits, no NaN."""
+        tidy = rounded(dict(values))
+        path = report_path(self.stage)
+        write_atomic(path, json.dumps(tidy, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        self._tracker.log(report_metrics(self.stage, tidy), 0, None)
+        self._tracker.artifact(path, "reports")
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table of samples in MLflow; the same name in each stage lets its page compare them."""
+        self._tracker.table(name, [dict(row) for row in rows])
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """reports/figures/<stage>-<name>.svg; equal figures give equal bytes."""
+        import matplotlib  # here, because most stages draw nothing and it takes long to import
+
+        path = Path("reports/figures") / f"{file_stem(self.stage)}-{name}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".svg.partial")
+        try:
+            with matplotlib.rc_context({"svg.hashsalt": "posttrain"}):
+                figure.savefig(partial, format="svg", metadata={"Date": None})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._tracker.artifact(path, "figures")
+
+    @property
+    def _scratch(self) -> Path:
+        return WORK / "tmp" / self.stage
+
+    def _swap(self, fresh: Path, out: Path) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.is_dir():
+            os.replace(fresh, out)
+            return
+        # A folder that is not empty cannot be replaced in one call, so the old one steps aside first.
+        aside = self._scratch / f"old-{out.name}"
+        remove(aside)
+        os.replace(out, aside)
+        os.replace(fresh, out)
+        remove(aside)
+
+    def _progress(self, values: Mapping[str, float], step: int, total: int | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        if now - self._last_line < LINE_SECONDS and step != total:
+            return
+        self._last_line = now
+        print(f"{self.stage}: {progress_line(values, step, total, self._first, now)}", flush=True)
+
+    def _finish(self) -> None:
+        """Curve to reports/, checkpoints away: the stage is done."""
+        if self._checkpoints is None:
+            return
+        rows = journal_rows(self._checkpoints / "curve.jsonl")
+        if rows:
+            path = curve_path(self.stage)
+            write_atomic(path, curve_csv(rows))
+            self._tracker.artifact(path, "curves")
+        shutil.rmtree(self._checkpoints)
+
+
+def file_stem(stage: str) -> str:
+    """`evaluate@sft` -> `evaluate-sft`."""
+    return stage.replace("@", "-")
+
+
+def report_path(stage: str) -> Path:
+    """`sft` -> reports/sft.json; `evaluate@sft` -> reports/evaluate/sft.json."""
+    return Path("reports") / f"{stage.replace('@', '/')}.json"
+
+
+def curve_path(stage: str) -> Path:
+    return Path("reports/curves") / f"{file_stem(stage)}.csv"
+
+
+def report_metrics(stage: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a report as MLflow metrics: `eval/...` for evaluations, `report/...` for the other stages."""
+    prefix = "eval" if stage.startswith("evaluate@") else "report"
+    return {f"{prefix}/{name}": value for name, value in flatten(values).items()}
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """params.seed mixed with the stage's name; the items of one stage (evaluate@sft, evaluate@grpo) share theirs."""
+    digest = hashlib.sha256(f"{seed}:{stage.split('@')[0]}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def progress_line(
+    values: Mapping[str, float], step: int, total: int | None, first: tuple[int, float], now: float
+) -> str:
+    """`step 12/70 | train/loss 1.23 | 1:05 left`; `first` is the (step, time) of the run's first step."""
+    parts = [f"step {step}" if total is None else f"step {step}/{total}"]
+    parts += [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
+    done = step - first[0]
+    if total is not None and done > 0:
+        left = round((now - first[1]) / done * (total - step))
+        parts.append(f"{left // 60}:{left % 60:02d} left")
+    return " | ".join(parts)
+
+
+@contextlib.contextmanager
+def open_job(stage: str) -> Iterator[Job]:
+    """Environment, parameters, lock, tracker and seeds; then the stage; then its curve, or one clear message."""
+    tracker: tracking.Tracker | None = None
+    status = "FAILED"
+    try:
+        with _boundary(stage), contextlib.ExitStack() as stack:
+            machine = system.load_system()
+            system.apply_environment(machine)
+            params = load_params()
+            _catch_sigterm(stack)
+            _take_lock(stage, stack)
+            shutil.rmtree(WORK / "tmp" / stage, ignore_errors=True)
+            tracker = tracking.start(stage, params, machine)
+            job = Job(stage, params, machine, tracker)
+            _seed(job.seed)
+            yield job
+            job._finish()
+            status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except SystemExit as stop:
+        if stop.code in (130, 143):
+            status = "KILLED"
+        raise
+    finally:
+        if tracker is not None:
+            tracker.end(status)
+
+
+@contextlib.contextmanager
+def _boundary(stage: str) -> Iterator[None]:
+    """Where every error of a stage ends: known ones as one message without a traceback, and all in `.work/exit/`."""
+    path = WORK / "exit" / f"{stage}.json"
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
+        code, reason, message = explain(error)
+        with contextlib.suppress(OSError):  # on a full disk the message on stderr has to do
+            write_atomic(path, json.dumps({"stage": stage, "reason": reason, "message": message}) + "\n")
+        if code is None:
+            raise
+        print(f"{stage}: {message}", file=sys.stderr, flush=True)
+        raise SystemExit(code) from None
+
+
+def explain(error: BaseException) -> tuple[int | None, str, str]:
+    """(exit code, reason, message) of an error; the code is None for those that deserve a traceback."""
+    if isinstance(error, Terminated):
+        return 143, "terminated", "stopped by SIGTERM; the next run continues from the last checkpoint"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted", "interrupted; the next run continues from the last checkpoint"
+    if isinstance(error, ConfigError | DataError):
+        return 2, "bad input", str(error)
+    if isinstance(error, StageError):
+        return error.exit_code, type(error).__name__, str(error)
+    # Libraries wrap it (safetensors: "I/O error: No space left on device (os error 28)"), hence the text.
+    if "No space left on device" in str(error):
+        place = getattr(error, "filename", None) or Path.cwd()
+        free = shutil.disk_usage(Path.cwd()).free / 2**20
+        return 1, "disk full", f"no space left on the disk of {place} ({free:.0f} MiB free): make room and run again"
+    return None, "crash", f"{type(error).__name__}: {error}"
+
+
+def _take_lock(stage: str, stack: contextlib.ExitStack) -> None:
+    path = WORK / "locks" / f"{stage}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context(path.open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise StageLockedError(f"already running: pid {lock.read().strip() or 'unknown'}") from None
+    lock.seek(0)
+    lock.truncate()
+    lock.write(str(os.getpid()))
+    lock.flush()
+
+
+def lock_holder(stage: str) -> str | None:
+    """The pid of the process that runs the stage now, if one does."""
+    path = WORK / "locks" / f"{stage}.lock"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return lock.read().strip() or "unknown"
+    return None
+
+
+def _catch_sigterm(stack: contextlib.ExitStack) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    stack.callback(signal.signal, signal.SIGTERM, previous)
+
+
+def _seed(seed: int) -> None:
+    """Python always, numpy and torch where the stage has imported them."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)

@@ -1,0 +1,98 @@
+"""What this machine is and how its processes are set up; nothing here changes a result.
+
+`system.yaml` (optional, untracked) says what differs between machines: threads, processes, addresses. It is not a
+DVC dependency, so that moving to another machine retrains nothing. `apply_environment` is the only place that sets
+allocator, thread and offline variables. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from posttrain.config import ConfigError
+from posttrain.machine import cuda_device, usable_cores
+
+MARK = "POSTTRAIN_ENVIRONMENT"
+"""Set to 1 in every process whose environment is complete."""
+
+ALLOCATOR = {
+    # glibc hands large blocks back to the kernel at each free, and page faults then dominate training on CPU: keeping
+    # them made the same fp32 steps 2x to 6x faster. Read once, when a process starts; hence the re-exec below.
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+
+
+class System(BaseModel):
+    """`system.yaml`; every field has a default that suits a single machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of one process; None: all cores this process may use."""
+    processes: int = Field(default=1, ge=1)
+    """Training processes on this machine."""
+    tracking_uri: str | None = None
+    """MLflow store; None: a sqlite file in the project folder."""
+    vllm_servers: list[str] = Field(default_factory=list)
+    """Addresses of vLLM servers that already run; empty: one is started for the stage."""
+    hostfile: str | None = None
+    """DeepSpeed host file for several machines."""
+    offline: bool | None = None
+    """Whether model and data hubs are out of bounds; None: as the environment has it."""
+
+
+def load_system(path: Path = Path("system.yaml")) -> System:
+    """The machine's settings; without the file, the defaults."""
+    if not path.is_file():
+        return System()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return System.model_validate(data)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except ValidationError as error:
+        lines = (
+            f"{path}: {'.'.join(map(str, e['loc']))}: got {e['input']!r}; wanted: {e['msg']}" for e in error.errors()
+        )
+        raise ConfigError("\n".join(lines)) from error
+
+
+def environment(system: System) -> dict[str, str]:
+    """Every variable that the project's own processes want; one that a person has set stays as it is."""
+    wanted = {
+        **ALLOCATOR,
+        "OMP_NUM_THREADS": str(system.threads or usable_cores()),
+        # Idle OpenMP threads sleep at once: two processes that spin on the same cores slow each other several times.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+    if system.offline:
+        wanted |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if not cuda_device():
+        wanted["DS_ACCELERATOR"] = "cpu"
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def apply_environment(system: System) -> None:
+    """Make this process one with the environment above: sets it and, once, starts the same command again in it.
+
+    The allocator reads its variables at process start and OpenMP at library load, so assigning os.environ is too late.
+    """
+    if os.environ.get(MARK) == "1":
+        return
+    os.environ.update(environment(system), **{MARK: "1"})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(os.environ))
