@@ -1,0 +1,120 @@
+"""One worked pair: S_c=-10, S_r=-12, R_c=-11, R_r=-11.5, L_c=5, L_r=10; h = 1.5, per token .25."""
+
+import math
+
+import pytest
+import torch
+
+from posttrain.losses.preference import (
+    bradley_terry,
+    cdpo,
+    dpo,
+    ipo,
+    kto,
+    kto_baseline,
+    log_ratio_margin,
+    orpo_odds,
+    robust_dpo,
+    simpo,
+)
+
+
+def value(number: float) -> torch.Tensor:
+    return torch.tensor([number], dtype=torch.float64, requires_grad=True)
+
+
+H, H_TOKEN = torch.tensor([1.5]).double(), torch.tensor([0.25]).double()
+
+
+def test_dpo():
+    """UT 2.1"""
+    chosen, rejected, reference = value(-10), value(-12), value(-11)
+    margin = log_ratio_margin(chosen, rejected, reference.detach(), torch.tensor([-11.5]).double())
+    assert margin.item() == 1.5
+    loss = dpo(margin, beta=0.1)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0.620957, abs=1e-6)
+    assert chosen.grad.item() == pytest.approx(-0.046257, abs=1e-6)
+    assert rejected.grad.item() == pytest.approx(0.046257, abs=1e-6)
+    assert dpo(torch.zeros(1), beta=0.1).item() == pytest.approx(math.log(2))
+
+
+def test_the_optimum_of_dpo_on_a_table():
+    """UT 2.1: ref (.5, .5), rewards (1, 0), beta 1: gradient descent on the expected loss finds pi* = softmax(r)."""
+    logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    for _ in range(200):
+        logprobs = torch.log_softmax(logits, -1)
+        margin = logprobs[:1] - logprobs[1:]
+        # The first is preferred with probability sigmoid(r_1 - r_2) = .731.
+        wins = 1 / (1 + math.exp(-1))
+        loss = wins * dpo(margin, beta=1.0) + (1 - wins) * dpo(-margin, beta=1.0)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+    assert torch.softmax(logits, -1).tolist() == pytest.approx([0.731059, 0.268941], abs=1e-5)
+
+
+def test_noisy_labels():
+    """UT 2.2"""
+    assert cdpo(H, beta=0.1, flip_rate=0.1).item() == pytest.approx(0.635957, abs=1e-6)
+    assert robust_dpo(H, beta=0.1, flip_rate=0.1).item() == pytest.approx(0.602207, abs=1e-6)
+    for loss in (cdpo, robust_dpo):
+        assert loss(H, beta=0.1, flip_rate=0.0).item() == pytest.approx(dpo(H, beta=0.1).item())
+    mixed = 0.9 * robust_dpo(H, beta=0.1, flip_rate=0.1) + 0.1 * robust_dpo(-H, beta=0.1, flip_rate=0.1)
+    torch.testing.assert_close(mixed, dpo(H, beta=0.1))
+
+
+def test_length_normalised_dpo():
+    """UT 2.3"""
+    assert dpo(H_TOKEN, beta=5.0).item() == pytest.approx(0.251929, abs=1e-6)
+
+
+def test_simpo():
+    """UT 2.4: diff -.8, beta 2, gamma/beta .5"""
+    assert simpo(torch.tensor([-2.0]), torch.tensor([-1.2]), beta=2.0, gamma=1.0).item() == pytest.approx(
+        2.671645, abs=1e-6
+    )
+
+
+def test_ipo():
+    """UT 2.5"""
+    assert ipo(H, beta=0.1).item() == pytest.approx(12.25)
+    assert ipo(H_TOKEN, beta=0.1).item() == pytest.approx(22.5625)
+    assert ipo(torch.tensor([5.0]), beta=0.1).item() == pytest.approx(0.0)
+
+
+def test_kto():
+    """UT 2.6"""
+    losses = kto(torch.tensor([1.0, -0.5]), torch.tensor([True, False]), torch.tensor(0.2), beta=0.1)
+    assert losses.tolist() == pytest.approx([0.480011, 0.482507], abs=1e-6)
+    assert kto_baseline(torch.tensor([0.5, -0.1], requires_grad=True)).item() == pytest.approx(0.2)
+    assert kto_baseline(torch.tensor([-0.5, -0.1])).item() == 0.0
+
+
+def test_orpo():
+    """UT 2.7"""
+    chosen, rejected = value(-0.5), value(-1.0)
+    assert orpo_odds(chosen, rejected).item() == pytest.approx(0.320300, abs=1e-6)
+    certain = value(0.0)
+    loss = orpo_odds(certain, rejected)
+    loss.sum().backward()
+    assert math.isfinite(loss.item()) and math.isfinite(rejected.grad.item())
+
+
+@pytest.mark.parametrize("mean", [-1e-4, -0.3, -math.log(2), -0.8, -30.0])
+def test_the_odds_are_those_of_probabilities(mean):
+    p, q = math.exp(mean), math.exp(-1.0)
+    expected = math.log1p(math.exp(-(math.log(p / (1 - p)) - math.log(q / (1 - q)))))
+    assert orpo_odds(value(mean), value(-1.0)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_bradley_terry():
+    """UT 1.1"""
+    chosen, rejected = value(1.2), value(0.2)
+    loss = bradley_terry(chosen, rejected, centering=0.0)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0.313262, abs=1e-6)
+    assert chosen.grad.item() == pytest.approx(-0.268941, abs=1e-6)
+    assert bradley_terry(chosen, rejected, centering=0.01).item() == pytest.approx(0.313262 + 0.0196, abs=1e-6)
+    assert bradley_terry(chosen + 7, rejected + 7, centering=0.0).item() == pytest.approx(loss.item())
