@@ -1,0 +1,60 @@
+"""Proof that a sampler uses the trainer's weights: both score the same tokens, and must agree.
+
+The sampler continues fixed prompts greedily through its ordinary path (prefill, cache, decoding), and the trainer's
+model scores what came out. Stale, partly loaded or wrongly converted weights show as a difference in log-probability;
+a sampler that reports success and keeps the old weights (stock vLLM on a CPU does) cannot pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from posttrain import config
+from posttrain.engine.batching import pad
+from posttrain.engine.policy import sequence_logprobs
+from posttrain.engine.rollout import Request, RolloutEngine
+from posttrain.errors import StageError
+from posttrain.records import Rollout
+
+_GREEDY = config.Generation(temperature=0.0, max_new_tokens=6)
+_PROMPT_LENGTHS = (3, 9, 17)
+
+
+def canary_requests(vocab_size: int) -> list[Request]:
+    """Fixed prompts of unequal lengths, spread over the vocabulary."""
+    return [
+        Request(f"canary-{length}", tuple((7919 * (length + i) + 31 * i * i) % vocab_size for i in range(length)))
+        for length in _PROMPT_LENGTHS
+    ]
+
+
+def largest_difference(rollouts: Sequence[Rollout], model: PreTrainedModel) -> float:
+    """Largest |sampler - trainer| log-probability (nats) over all sampled tokens, at temperature 1."""
+    ids_BT, _ = pad([rollout.prompt_ids + rollout.response_ids for rollout in rollouts])
+    sampled_BT = torch.zeros(ids_BT.shape, dtype=torch.float32)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, rollout in enumerate(rollouts):
+        span = slice(len(rollout.prompt_ids), len(rollout.prompt_ids) + len(rollout.response_ids))
+        sampled_BT[row, span] = torch.tensor(rollout.logprobs)
+        mask_BT[row, span] = 1
+    with torch.no_grad():
+        device = model.device
+        trained_BT = sequence_logprobs(model, ids_BT.to(device), mask_BT.to(device), temperature=1.0).cpu()
+    return float((sampled_BT - trained_BT).abs().max())
+
+
+def check_canary(engine: RolloutEngine, model: PreTrainedModel, *, tolerance: float) -> float:
+    """The largest difference in nats; raises StageError above `tolerance`."""
+    # No token ends a canary: one of a single token would prove little.
+    requests = canary_requests(model.config.vocab_size)
+    rollouts = engine.generate(requests, samples=1, generation=_GREEDY, seed=0, stop_ids=())
+    difference = largest_difference(rollouts, model)
+    if not difference <= tolerance:
+        raise StageError(
+            f"weight sync to version {engine.version} failed: sampler and trainer differ by {difference:.3g} nats, "
+            f"wanted: at most {tolerance:g} (engine.canary_tolerance); the sampler does not use the trainer's weights"
+        )
+    return difference

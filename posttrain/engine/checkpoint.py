@@ -1,0 +1,100 @@
+"""Checkpoints of unfinished stages: written so that a half-written one is never taken for a whole one.
+
+Each rank writes its part into a temporary folder and syncs it; the folder is renamed; a COMMITTED file with the hash of
+every part makes it valid. A folder without it, with a part missing or with other content, is passed over. The last
+two are kept. All ranks see the same folder (one machine, or a shared file system).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.engine.distributed import gather_objects, rank, wait_for_all, world_size
+
+_MARK = "COMMITTED"
+_KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write this rank's `state` (tensors, numbers, text, lists, tuples, dicts) as checkpoint `step` of `folder`."""
+    temporary, final = folder / f".writing-{step:08d}", folder / f"step-{step:08d}"
+    if rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    wait_for_all()
+    name = f"state-{rank()}.pt"
+    with (temporary / name).open("wb") as out:
+        torch.save(state, out)
+        out.flush()
+        os.fsync(out.fileno())
+    hashes = dict(gather_objects((name, _hash(temporary / name))))
+    if rank() == 0:
+        _sync_folder(temporary)
+        temporary.rename(final)
+        _sync_folder(folder)
+        _write_mark(final, {"step": step, "sha256": hashes})
+        _remove_old(folder)
+    wait_for_all()
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """(step, this rank's state) of the newest checkpoint that is whole on every rank; None without one."""
+    mine = {step for step in _steps(folder) if _is_whole(folder / f"step-{step:08d}")}
+    common = set.intersection(*gather_objects(mine))
+    if not common:
+        return None
+    newest = max(common)
+    path = folder / f"step-{newest:08d}" / f"state-{rank()}.pt"
+    # weights_only: the file can hold data and nothing that runs.
+    return newest, torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the mark is there, was made by this number of ranks, and names this rank's part as it is."""
+    try:
+        hashes = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["sha256"]
+        name = f"state-{rank()}.pt"
+        return len(hashes) == world_size() and hashes[name] == _hash(checkpoint / name)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _write_mark(checkpoint: Path, content: dict[str, Any]) -> None:
+    with (checkpoint / _MARK).open("w", encoding="utf-8") as out:
+        json.dump(content, out)
+        out.flush()
+        os.fsync(out.fileno())
+    _sync_folder(checkpoint)
+
+
+def _remove_old(folder: Path) -> None:
+    """Keep the newest two; what was abandoned while writing goes too."""
+    for path in folder.glob(".writing-*"):
+        shutil.rmtree(path)
+    for step in _steps(folder)[:-_KEPT]:
+        shutil.rmtree(folder / f"step-{step:08d}")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""What a sampler of responses does, whichever engine is behind it.
+
+Token ids go in and come out; the log-probabilities of the sampled tokens come with them, because the trainer's own may
+differ in rounding and a correction needs both. After every weight sync the engine proves that it samples from the
+weights it was given (posttrain.engine.canary), or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from transformers import PreTrainedModel
+
+from posttrain import config
+from posttrain.engine.policy import Policy
+from posttrain.records import Rollout
+
+if TYPE_CHECKING:
+    from posttrain.system import System
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to be answered `samples` times."""
+
+    problem_id: str
+    prompt_ids: tuple[int, ...]
+
+
+class RolloutEngine(Protocol):
+    version: int
+    """Of the weights in use; every sampled token carries it."""
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int,
+        generation: config.Generation,
+        seed: int,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[Rollout]:
+        """`samples` responses per request, request-major. Temperature 0 is greedy, with log-probabilities at 1.
+
+        A response ends with the first of `stop_ids` (default: the tokenizer's end token), which it includes.
+        """
+        ...
+
+    def load_weights(self, model: PreTrainedModel, version: int) -> None:
+        """Sample from the weights of `model` from now on; raises StageError when the canary disagrees."""
+        ...
+
+    def close(self) -> None:
+        """Give back everything: no process, file or memory stays."""
+        ...
+
+
+def make_engine(policy: Policy, engine: config.Engine, system: System) -> RolloutEngine:
+    """The engine of params.yaml, sampling from `policy`'s weights as version 0."""
+    # Imported here: a stage that samples in process should not pay for the client of the servers.
+    if engine.rollout == "vllm":
+        from posttrain.engine.rollout_vllm import VllmEngine
+
+        return VllmEngine(policy, engine=engine, system=system)
+    from posttrain.engine.rollout_transformers import TransformersEngine
+
+    return TransformersEngine(policy, batch=engine.rollout_batch, tolerance=engine.canary_tolerance)

@@ -1,0 +1,250 @@
+"""Training steps on DeepSpeed: fp32, or bf16 with fp32 master weights, ZeRO 0-3, one process or many.
+
+A loss function returns additive parts, already divided by a denominator counted over the whole batch (all ranks, all
+micro-batches); the trainer only sums. DeepSpeed averages gradients over ranks, so each loss is multiplied by their
+number first. Clipping, the gradient norm and the check for non-finite gradients are in the optimizer that DeepSpeed
+calls, because with ZeRO 0 it clips without telling the norm, and with bf16 it steps on whatever it got.
+
+With bf16 the stages 0 and 1 run as 2: DeepSpeed's optimizer for them refuses gradients of zero (a batch without any
+advantage), or adds micro-batches up in bf16. In one process that changes nothing else. ZeRO 3 trains a partitioned
+copy, so that the caller's model can be sampled from and saved at any time, at the price of one whole copy of the
+weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain import config
+from posttrain.engine.distributed import all_sum, start_processes, world_size
+from posttrain.engine.policy import DTYPES
+from posttrain.engine.schedule import learning_rate
+from posttrain.errors import NonFiniteError
+
+deepspeed_logger.setLevel(logging.ERROR)
+# DeepSpeed's own calls, once per micro-batch.
+warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
+
+Item = TypeVar("Item")
+LossFn = Callable[[nn.Module, Item], tuple[Tensor, dict[str, Tensor]]]
+
+_ONE_GROUP = 10**15
+"""ZeRO 3 steps groups of this many parameters one after the other; the norm needs them all at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    loss: float
+    """Summed over micro-batches and ranks."""
+    grad_norm: float
+    """Global, before clipping."""
+    lr: float
+    metrics: dict[str, float]
+    """Summed over micro-batches and ranks."""
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips by the global norm, and raises NonFiniteError instead of stepping on a non-finite gradient."""
+
+    def __init__(self, parameters: Any, *, optimizer: config.Optimizer, partitioned: bool) -> None:
+        super().__init__(
+            parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
+        )
+        self._largest = optimizer.grad_clip
+        self._partitioned = partitioned
+        """Whether each rank holds a part of the gradients (ZeRO) rather than all of them."""
+        self.grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        squared = torch.zeros((), dtype=torch.float64, device=grads[0].device)
+        for norm in torch._foreach_norm(grads):
+            squared += norm.double() ** 2
+        if self._partitioned:
+            squared = all_sum(squared)
+        self.grad_norm = math.sqrt(float(squared))
+        if not math.isfinite(self.grad_norm):
+            raise NonFiniteError(
+                f"gradient norm is {self.grad_norm}; wanted: a finite number; the weights are unchanged"
+            )
+        if self.grad_norm > self._largest:
+            torch._foreach_mul_(grads, self._largest / (self.grad_norm + 1e-6))
+        super().step(closure)
+
+
+class _Loss(nn.Module):
+    """Runs the loss inside one forward call, so that ZeRO's hooks see whatever parts of the model it uses."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, loss_fn: LossFn[Item], item: Item) -> tuple[Tensor, dict[str, Tensor]]:
+        return loss_fn(self.model, item)
+
+
+class Trainer:
+    """Owns the optimizer state of `model`, which it trains in place."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        optimizer: config.Optimizer,
+        total_steps: int,
+        engine: config.Engine,
+        seed: int,
+    ) -> None:
+        start_processes()
+        torch.manual_seed(seed)
+        self.model = model
+        """The caller's model: whole and up to date after every step, whatever the ZeRO stage."""
+        self.steps_done = 0
+        self._optimizer_config = optimizer
+        self._total_steps = total_steps
+        self._stage = max(engine.zero_stage, 2) if engine.precision == "bf16" else engine.zero_stage
+        # ZeRO 3 takes the weights out of the module it trains, so it gets its own.
+        self._trained = copy.deepcopy(model) if self._stage == 3 else model
+        self._adamw = ClippedAdamW(
+            [parameter for parameter in self._trained.parameters() if parameter.requires_grad],
+            optimizer=optimizer,
+            partitioned=self._stage > 0,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=_Loss(self._trained),
+            optimizer=self._adamw,
+            config=_deepspeed_config(self._stage, bf16=engine.precision == "bf16"),
+            dist_init_required=False,
+        )
+        model.to(device=self._engine.device, dtype=DTYPES[engine.precision])
+
+    def step(self, micro_batches: Sequence[Item], loss_fn: LossFn[Item]) -> StepStats:
+        """One optimizer step over all micro-batches of this rank; raises NonFiniteError before it would step."""
+        self._engine.train()
+        sums: dict[str, Tensor] = {}
+        for item, weight in self._rounds(micro_batches):
+            loss, metrics = self._engine(loss_fn, item)
+            self._engine.backward(loss * (weight * world_size()))
+            for name, value in {"loss": loss, **metrics}.items():
+                part = value.detach().double() * weight
+                sums[name] = sums[name] + part if name in sums else part
+        names = sorted(sums)
+        totals = all_sum(torch.stack([sums[name].reshape(()) for name in names]))
+        metrics = dict(zip(names, totals.tolist(), strict=True))
+        if not math.isfinite(metrics["loss"]):
+            raise NonFiniteError(
+                f"step {self.steps_done}: loss is {metrics['loss']}; wanted: a finite number; the weights are unchanged"
+            )
+        rate = learning_rate(self.steps_done, total_steps=self._total_steps, optimizer=self._optimizer_config)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._engine.step()
+        if not self._engine.was_step_applied():
+            # Some of DeepSpeed's optimizers look for infinities themselves, and pass over the step in silence.
+            raise NonFiniteError(
+                f"step {self.steps_done}: a gradient is not finite; wanted: finite ones; the weights are unchanged"
+            )
+        self._refresh_model()
+        self._engine.eval()
+        self.steps_done += 1
+        loss_sum = metrics.pop("loss")
+        return StepStats(loss=loss_sum, grad_norm=self._adamw.grad_norm, lr=rate, metrics=metrics)
+
+    def _rounds(self, micro_batches: Sequence[Item]) -> Iterator[tuple[Item, float]]:
+        """Micro-batches with weight 1; then, where other ranks have more, the last one again with weight 0.
+
+        Every rank must take part in every exchange of gradients.
+        """
+        if not micro_batches:
+            raise ValueError("a step needs at least one micro-batch on every rank, got none")
+        most = len(micro_batches)
+        if world_size() > 1:
+            count = torch.tensor(most, device=self.model.device)
+            dist.all_reduce(count, op=dist.ReduceOp.MAX)
+            most = int(count)
+        for item in micro_batches:
+            yield item, 1.0
+        for _ in range(most - len(micro_batches)):
+            yield micro_batches[-1], 0.0
+
+    def _refresh_model(self) -> None:
+        """Bring the caller's model up to date with the partitioned copy (ZeRO 3); otherwise they are one."""
+        if self._stage < 3:
+            return
+        with torch.no_grad():
+            for whole, part in zip(self.model.parameters(), self._trained.parameters(), strict=True):
+                with deepspeed.zero.GatheredParameters([part]):
+                    whole.copy_(part)
+
+    def _masters(self) -> list[Tensor]:
+        """What AdamW steps: the parameters, or this rank's flat fp32 partition of them."""
+        if self._stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self._adamw.param_groups for p in group["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's whole state, as copies: weights, fp32 master weights, AdamW's moments, step, generators."""
+        masters = self._masters()
+        return {
+            "steps_done": self.steps_done,
+            "model": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
+            "masters": [p.detach().clone() for p in masters] if self._stage else [],
+            "moments": [
+                {name: value.detach().clone() for name, value in self._adamw.state.get(p, {}).items()} for p in masters
+            ],
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken; same model, ranks and engine."""
+        self.model.load_state_dict(state["model"])
+        masters = self._masters()
+        with torch.no_grad():
+            if self._stage == 3:
+                for whole, part in zip(self.model.parameters(), self._trained.parameters(), strict=True):
+                    with deepspeed.zero.GatheredParameters([part], modifier_rank=0):
+                        part.copy_(whole)
+            if self._stage:
+                for parameter, saved in zip(masters, state["masters"], strict=True):
+                    parameter.copy_(saved)
+        for parameter, moments in zip(masters, state["moments"], strict=True):
+            self._adamw.state[parameter] = {name: value.clone() for name, value in moments.items()}
+        self.steps_done = state["steps_done"]
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def _deepspeed_config(stage: int, *, bf16: bool) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        # The number of micro-batches differs from step to step: step() alone says where the batch ends.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": 0.0,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "stage": stage,
+            **({"compute_grad_norm": False} if stage in (1, 2) else {}),
+            "sub_group_size": _ONE_GROUP,
+            "overlap_comm": False,
+        },
+    }

@@ -1,0 +1,51 @@
+"""Two training processes on this machine, as a launcher would start them: `python -m tests.engine.two_ranks FOLDER`.
+
+Rank 0 takes three of the four micro-batches and rank 1 one, so that the ranks also differ in their number.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.engine.conftest import micro_model
+from tests.engine.training import batch, loss_fn, trainer_of, weights
+
+
+def train(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for zero_stage in (0, 2):
+        trainer = trainer_of(micro_model(), zero_stage=zero_stage)
+        parts = slice(0, 3) if rank == 0 else slice(3, 4)
+        stats = [trainer.step(batch(4, seed)[parts], loss_fn) for seed in range(2)]
+        result = {
+            "losses": [s.loss for s in stats],
+            "norms": [s.grad_norm for s in stats],
+            "tokens": [s.metrics["tokens"] for s in stats],
+            "weights": weights(trainer),
+        }
+        torch.save(result, folder / f"{zero_stage}-{rank}.pt")
+
+
+def main() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=train, args=(rank, port, Path(sys.argv[1]))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(90)
+    sys.exit(any(process.exitcode != 0 for process in ranks))
+
+
+if __name__ == "__main__":
+    main()
