@@ -1,0 +1,381 @@
+"""reports/index.html: one self-contained page from the small files that the stages left.
+
+Every number comes from a file and every figure names its own; a missing key stops the page. No script, no network, no
+date: equal inputs give equal bytes. What a model wrote is escaped like any other data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from posttrain.chain import MODELS
+from posttrain.chat.split import split_response
+from posttrain.chat.template import END_OF_TEXT, THINK_OPEN, TURN_END
+from posttrain.evals import figures
+from posttrain.evals.figures import Line
+from posttrain.evals.formats import highlight, interval, millions, number, percent, signed
+from posttrain.evals.inputs import Inputs, Source
+from posttrain.evals.intervals import wilson
+from posttrain.evals.rows import ModeSamples, QuestionRow
+from posttrain.records import MODES, DataError
+from posttrain.rewards.language import main_script
+
+MAKING = {
+    "base": "pre-trained on mixed habits",
+    "sft": "long-CoT cold start",
+    "grpo": "RL on verifiable rewards",
+    "fuse": "two modes, one model",
+    "align": "preferences (DPO)",
+    "distill": "smaller student",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One plot of training curves."""
+
+    stage: str
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str, str], ...]
+    """(column, label, colour)."""
+    percent: bool = False
+    zero: bool = False
+
+
+ARROW = "\N{RIGHTWARDS ARROW}"
+DOMAIN_COLORS = ("muted", "orange", "purple", "blue", "green")
+
+PANELS = (
+    Panel("base", "Pre-training", "loss (nats per token)", (("train/loss", "loss", "blue"),)),
+    Panel("sft", "Cold start", "loss (nats per token)", (("train/loss", "loss", "blue"),)),
+    Panel(
+        "grpo",
+        "RL: rewards",
+        "mean reward term",
+        (
+            ("reward/accuracy", "accuracy", "green"),
+            ("reward/format", "format", "blue"),
+            ("reward/language_consistency", "language", "purple"),
+        ),
+        percent=True,
+    ),
+    Panel("grpo", "RL: entropy of the policy", "nats per token", (("train/entropy", "entropy", "blue"),), zero=True),
+    Panel("grpo", "RL: distance from the cold start", "KL, nats per token", (("kl/k3_token", "KL", "red"),), zero=True),
+    Panel(
+        "grpo",
+        "RL: groups with a signal",
+        "share of groups",
+        (("train/groups_with_signal", "signal", "orange"),),
+        percent=True,
+        zero=True,
+    ),
+    Panel(
+        "reward_model",
+        "Reward model",
+        "pairs ordered right",
+        (("reward/pair_accuracy", "accuracy", "green"),),
+        percent=True,
+    ),
+    Panel("align", "DPO", "pairs ordered right", (("reward/pair_accuracy", "accuracy", "green"),), percent=True),
+    Panel(
+        "distill",
+        "On-policy distillation",
+        "tokens the teacher would have chosen too",
+        (("train/agreement", "agreement", "green"),),
+        percent=True,
+    ),
+)
+
+
+def build_page(inputs: Inputs, *, prompts: int) -> str:
+    """The whole page; `prompts` held-out questions are shown with all answers."""
+    environment = Environment(
+        loader=PackageLoader("posttrain.evals"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "pct": percent,
+        "signed": signed,
+        "num": number,
+        "millions": millions,
+        "interval": interval,
+    }
+    view = {
+        "models": [model_view(inputs, model) for model in MODELS],
+        "tiles": tiles(inputs),
+        "curate": inputs.stages["curate"].values,
+        "drops": drop_view(inputs.stages["curate"]),
+        "bars": bar_groups(inputs),
+        "prefer": inputs.stages["prefer"].values,
+        "questions": questions(inputs, prompts),
+        "palette": figures.PALETTE,
+        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(PANELS)],
+        "figures": draw(inputs),
+    }
+    return environment.get_template("report.html").render(view)
+
+
+def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
+    """One box of the chain and one row of the table."""
+    source = inputs.evaluations[model]
+    pair = source.need("paired_to_previous")
+    return {
+        "name": model,
+        "making": MAKING[model],
+        "file": source.file,
+        "size": source.need("parameters") / max(s.need("parameters") for s in inputs.evaluations.values()),
+        "pair": pair,
+        "best_k": max(source.need("think.pass_at_k"), key=int),
+        **{
+            key: source.need(key)
+            for key in ("parameters", "questions", "samples", "think", "no_think", "mode_following")
+        },
+    }
+
+
+def tiles(inputs: Inputs) -> list[dict[str, str]]:
+    """The headline: what the chain did, in eight numbers with their intervals."""
+    models = inputs.evaluations
+    base, sft, grpo, fuse, teacher, student = (models[name] for name in MODELS)
+    first, last = base.need("think.avg"), teacher.need("think.avg")
+    gain = grpo.need("paired_to_previous")
+    before, after = length_reward(inputs.stages["grpo"])
+    tokens = [look["tokens_correct"] for look in (before, after)]
+    change = after["accuracy"] - before["accuracy"]
+    mixing = [model.need("think.language_mixing") for model in (sft, grpo)]
+    modes = [fuse.need(f"{mode}.avg.value") for mode in MODES]
+    win = inputs.stages["align"].need("win_rate")
+    errors = [model.need("think.ece") for model in (sft, teacher)]
+    kept = student.need("think.avg.value") / teacher.need("think.avg.value")
+    small = student.need("parameters")
+    size = small / teacher.need("parameters")
+    rows = (
+        (
+            "Accuracy, base to aligned",
+            f"{percent(first['value'])} {ARROW} {percent(last['value'])}",
+            f"with thinking, on held-out questions; 95 % intervals {interval(first)} and {interval(last)}",
+        ),
+        (
+            "Reinforcement learning",
+            f"{signed(gain['difference'])} points",
+            f"grpo over sft, the same questions; 95 % interval {signed(gain['low'])} to {signed(gain['high'])}",
+        ),
+        (
+            "Length reward",
+            f"{signed(tokens[1] / tokens[0] - 1)} % tokens",
+            f"of right answers, from {number(tokens[0])} to {number(tokens[1])}; accuracy {signed(change)} points",
+        ),
+        (
+            "Language mixing",
+            f"{percent(mixing[0])} {ARROW} {percent(mixing[1])}",
+            "of thoughts with words of a second script, before and after RL",
+        ),
+        (
+            "Two modes in one model",
+            f"{percent(modes[0])} / {percent(modes[1])}",
+            f"thinking / answering directly; {percent(fuse.need('mode_following'))} of the flags are followed",
+        ),
+        (
+            "Aligned against fused",
+            f"{percent(win['value'])} wins",
+            f"judged on the same prompts, ties half; 95 % interval {interval(win)}",
+        ),
+        (
+            "The student keeps",
+            percent(kept),
+            f"of the teacher's accuracy with {percent(size)} of its parameters ({millions(small)})",
+        ),
+        (
+            "Calibration error",
+            f"{number(errors[0], 3)} {ARROW} {number(errors[1], 3)}",
+            "of answer consistency (ECE), sft to aligned",
+        ),
+    )
+    return [{"label": label, "value": value, "detail": detail} for label, value, detail in rows]
+
+
+def looks_at_heldout(grpo: Source) -> list[dict[str, float]]:
+    """What RL saw on the held-out questions while it ran, by step."""
+    looks = grpo.need("heldout")
+    return [{"step": int(step), **looks[step]} for step in sorted(looks, key=int)]
+
+
+def length_reward(grpo: Source) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    """The looks at the held-out questions when the length reward starts and at the end of RL."""
+    start, looks = grpo.need("length_reward_start"), looks_at_heldout(grpo)
+    steps = [look["step"] for look in looks]
+    if start not in steps:
+        raise DataError(f"{grpo.file}: key 'heldout': got steps {steps}, wanted one at length_reward_start = {start}")
+    return looks[steps.index(start)], looks[-1]
+
+
+def draw(inputs: Inputs) -> dict[str, Markup]:
+    """The single figures, as SVG."""
+    grade, grpo, models = inputs.stages["grade"], inputs.curves["grpo"], inputs.evaluations
+    path = [
+        {
+            "model": name,
+            "tokens": models[name].need("think.tokens_mean"),
+            "accuracy": models[name].need("think.avg.value"),
+            "low": models[name].need("think.avg.low"),
+            "high": models[name].need("think.avg.high"),
+        }
+        for name in MODELS
+    ]
+
+    def named(key: str, *names: str) -> dict[str, Any]:
+        return {name: models[name].need(key) for name in names}
+
+    drawn = {
+        "journey": (figures.journey(path), "Tokens per answer against accuracy, model by model"),
+        "length": (
+            figures.length_and_accuracy(
+                looks_at_heldout(inputs.stages["grpo"]),
+                start=inputs.stages["grpo"].need("length_reward_start"),
+                curve={name: grpo.need(name) for name in ("step", "reward/accuracy", "length/correct", "length/wrong")},
+            ),
+            "Accuracy and tokens per answer over the steps of RL",
+        ),
+        "pass_rates": (
+            figures.pass_rate_histogram(
+                grade.need("histogram"), kept=(grade.need("min_pass_rate"), grade.need("max_pass_rate"))
+            ),
+            "Prompts by pass rate",
+        ),
+        "reliability": (
+            figures.reliability(named("think.reliability", "sft", "align"), ("orange", "blue")),
+            "Accuracy against confidence",
+        ),
+        "domains": (
+            figures.domains(named("think.by_domain", "base", "sft", "grpo", "align", "distill"), DOMAIN_COLORS),
+            "Accuracy of each model by domain",
+        ),
+        "budget": (
+            figures.budgets(named("budget", "fuse", "align", "distill"), ("orange", "blue", "green")),
+            "Accuracy at thinking budgets",
+        ),
+    }
+    return {name: Markup(figures.inline_svg(figure, name, description=text)) for name, (figure, text) in drawn.items()}
+
+
+def panel_view(inputs: Inputs, panel: Panel, place: int) -> dict[str, Any]:
+    curve = inputs.curves[panel.stage]
+    lines = [Line(label, curve.need(column), color) for column, label, color in panel.lines]
+    figure = figures.curves(curve.need("step"), lines, unit=panel.unit, percent=panel.percent, zero=panel.zero)
+    svg = figures.inline_svg(figure, f"panel{place}", description=f"{panel.title}: {panel.unit} by step")
+    return {"title": panel.title, "file": curve.file, "svg": Markup(svg)}
+
+
+def drop_view(curate: Source) -> list[dict[str, Any]]:
+    """The drop table by filter: rows in and out, and each reason with its examples."""
+    filters: dict[str, dict[str, Any]] = {}
+    for row in curate.need("drops"):
+        here = filters.setdefault(
+            row["filter"],
+            {"name": row["filter"], "rows_in": row["rows_in"], "rows_out": row["rows_out"], "reasons": []},
+        )
+        if row["reason"]:
+            here["reasons"].append(row)
+    most = max((one["rows_in"] for one in filters.values()), default=1)
+    return [
+        one | {"share": one["rows_out"] / most, "lost": (one["rows_in"] - one["rows_out"]) / most}
+        for one in filters.values()
+    ]
+
+
+def bar_groups(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
+    """Bars with intervals: reward model, win rate by what decided, teacher against student."""
+    models, win = inputs.evaluations, inputs.stages["align"].need("win_rate")
+    looks, note = inputs.stages["distill"].need("heldout"), "thinking, seen by the stage itself"
+
+    def bar(label: str, value: Mapping[str, float], color: str, note: str = "") -> dict[str, Any]:
+        return {"label": label, **value, "color": color, "note": note}
+
+    decided = {"by_correct": "right against wrong", "by_script": "one script", "by_length": "shorter", "ties": "tied"}
+    sizes = {name: millions(models[name].need("parameters")) for name in ("align", "distill")}
+    return {
+        "reward_model": reward_bars(inputs.stages["reward_model"]),
+        "win": [
+            bar("align wins", win, "blue"),
+            *(
+                bar(label, {"value": win[key]}, "gone", "" if key == "ties" else "decides")
+                for key, label in decided.items()
+            ),
+        ],
+        "distill": [
+            bar("teacher, thinking", models["align"].need("think.avg"), "blue", sizes["align"]),
+            bar("student, thinking", models["distill"].need("think.avg"), "green", sizes["distill"]),
+            bar("teacher, direct", models["align"].need("no_think.avg"), "blue"),
+            bar("student, direct", models["distill"].need("no_think.avg"), "green"),
+            *(
+                bar(
+                    f"student {when} on-policy KL",
+                    {"value": looks[f"{when}_on_policy"]["think"]["accuracy"]},
+                    color,
+                    note,
+                )
+                for when, color in (("before", "gone"), ("after", "green"))
+            ),
+        ],
+    }
+
+
+def reward_bars(reward: Source) -> list[dict[str, Any]]:
+    """Accuracy on unseen pairs with Wilson intervals: all, and by whether the shorter response was chosen."""
+    groups = {"all": (reward.need("heldout.accuracy"), reward.need("heldout_pairs"))}
+    sizes = reward.need("heldout.pairs_by_length")
+    groups |= {name: (value, sizes[name]) for name, value in reward.need("heldout.accuracy_by_length").items()}
+    return [
+        {"label": name.replace("_", " "), "color": "blue", "note": f"{size} pairs"}
+        | wilson(value * size, size).to_json()
+        for name, (value, size) in groups.items()
+    ]
+
+
+def questions(inputs: Inputs, prompts: int) -> list[dict[str, Any]]:
+    """The first held-out questions with the first sample of every model in both modes."""
+    shown = []
+    for place, row in enumerate(inputs.rows[MODELS[0]][:prompts]):
+        script = main_script(row.prompt)
+        answers = []
+        for model in MODELS:
+            mine: QuestionRow = inputs.rows[model][place]
+            answers.append(
+                {
+                    "model": model,
+                    "think": answer_view(mine.think, script, chat=model != "base"),
+                    "no_think": answer_view(mine.no_think, script, chat=model != "base"),
+                }
+            )
+        shown.append({"prompt": row.prompt, "gold": row.gold, "domain": row.domain, "answers": answers})
+    return shown
+
+
+def answer_view(samples: ModeSamples, script: str, *, chat: bool) -> dict[str, Any]:
+    """The first sample of a question in its parts, and how many of all samples are right."""
+    text = samples.text.replace(TURN_END, "").replace(END_OF_TEXT, "").strip()
+    parts = split_response(text)
+    thinking, answer = parts.thinking, parts.answer
+    if thinking is None and text.startswith(THINK_OPEN):
+        thinking, answer = text.removeprefix(THINK_OPEN).strip(), ""
+    elif not chat:
+        before, box, after = text.partition("\\boxed{")
+        thinking, answer = before.strip(), box + after
+    return {
+        "correct": samples.correct[0] is True,
+        "right": sum(flag is True for flag in samples.correct),
+        "of": len(samples.correct),
+        "tokens": samples.tokens[0],
+        "finish": samples.finish[0],
+        "thinking": highlight(thinking or "", script),
+        "answer": highlight(answer, script),
+    }

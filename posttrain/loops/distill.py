@@ -1,0 +1,157 @@
+"""On-policy distillation: the student writes, the teacher says at every token what it would have done.
+
+The loss is a divergence over the whole vocabulary at each token of the student's own responses (Qwen3 report, section
+4.5), in both modes of thinking; no verifier is needed. Both at temperature 1.
+
+Shapes: B responses, T tokens, N response tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from posttrain import config
+from posttrain.chat.template import END_OF_TEXT, TURN_END, render_prompt, special_id, with_flag
+from posttrain.engine.batching import micro_batches
+from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
+from posttrain.engine.distributed import rank, world_size
+from posttrain.engine.policy import Policy, wanted_logits
+from posttrain.engine.rollout import Request, RolloutEngine
+from posttrain.engine.trainer import Trainer
+from posttrain.errors import ModelError
+from posttrain.loops.clock import Clock
+from posttrain.loops.rl import summary, sync
+from posttrain.loops.rl_batch import mean
+from posttrain.loops.rl_step import from_first_rank, token_ids
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, response_length, response_mask
+from posttrain.losses.distill import DIVERGENCES
+from posttrain.records import Message, Problem, Rollout
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+TokenBatch = tuple[Tensor, Tensor]
+"""ids_BT, and mask_BT: True on response tokens."""
+
+
+def run_distill(
+    student: Policy,
+    teacher: Policy,
+    problems: Sequence[Problem],
+    *,
+    section: config.Distill,
+    rollouts: RolloutEngine,
+    engine: config.Engine,
+    seed: int,
+    log: Callable[[dict[str, float], int], None],
+    checkpoints: Path,
+    save_every: int,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+) -> dict[str, Any]:
+    """Train `student` in place; `rollouts` must sample from it. Returns the means over the first and the last steps."""
+    refuse_other_vocabulary(student, teacher)
+    teacher.model.requires_grad_(False).eval()
+    steps = section.on_policy_steps
+    optimizer = section.on_policy_optimizer
+    trainer = Trainer(student.model, optimizer=optimizer, total_steps=max(1, steps), engine=engine, seed=seed)
+    history: list[dict[str, float]] = []
+    if found := latest_checkpoint(checkpoints):
+        _, state = found
+        trainer.load_state_dict(state["trainer"])
+        history = state["history"]
+        sync(trainer, rollouts, version=len(history))
+    divergence = DIVERGENCES[section.kl]
+    for step in range(len(history), steps):
+        clock = Clock()
+        with clock("generate"):
+            drawn = draw(student, problems, section, seed=f"{seed}:{step}")
+            sampled = from_first_rank(partial(write, student, rollouts, drawn, section, f"{seed}:{step}"))
+        with clock("update"):
+            responses = [token_ids(rollout) for rollout in sampled]
+            tokens = sum(len(response) for _, response in responses)
+            own = responses[rank() :: world_size()]
+            parts = make_token_batches(own, tokens=micro_batch_tokens, device=trainer.model.device)
+            stats = trainer.step(parts, make_distill_loss(teacher.model, divergence, tokens=tokens))
+        with clock("sync"):
+            sync(trainer, rollouts, version=step + 1)
+        history.append(
+            {
+                "train/loss": stats.loss,
+                "train/grad_norm": stats.grad_norm,
+                "train/learning_rate": stats.lr,
+                "length/mean": tokens / len(sampled),
+                "rollout/truncated": mean([rollout.finish == "length" for rollout in sampled]),
+                **stats.metrics,
+            }
+        )
+        log(history[-1] | clock.metrics(tokens=tokens), step + 1)
+        if (step + 1) % save_every == 0 and step + 1 < steps:
+            save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict(), "history": history})
+    return summary(history)
+
+
+def refuse_other_vocabulary(student: Policy, teacher: Policy) -> None:
+    """Distributions can be compared only over the same tokens."""
+    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise ModelError("distill: student and teacher have different tokenizers, wanted: the same vocabulary")
+    sizes = student.model.config.vocab_size, teacher.model.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"distill: got vocabularies of {sizes[0]} (student) and {sizes[1]} (teacher), wanted equal sizes"
+        )
+
+
+def draw(student: Policy, problems: Sequence[Problem], section: config.Distill, *, seed: str) -> list[Request]:
+    """A step's prompts: different problems, a share of them asking for no thinking."""
+    rng = random.Random(seed)
+    requests = []
+    for problem in rng.sample(list(problems), min(section.prompts_per_step, len(problems))):
+        prompt = with_flag(problem.prompt, "no_think" if rng.random() < section.no_think_share else "think")
+        ids = render_prompt(student.tokenizer, [Message("user", prompt)], "think")
+        requests.append(Request(problem.id, tuple(ids)))
+    return requests
+
+
+def write(
+    student: Policy, rollouts: RolloutEngine, requests: Sequence[Request], section: config.Distill, seed: str
+) -> list[Rollout]:
+    """One response of the student to each prompt."""
+    return rollouts.generate(
+        requests,
+        samples=1,
+        generation=section.generation,
+        seed=random.Random(f"{seed}:write").getrandbits(31),
+        stop_ids=[special_id(student.tokenizer, token) for token in (TURN_END, END_OF_TEXT)],
+    )
+
+
+def make_token_batches(responses: Sequence[Response], *, tokens: int, device: torch.device) -> list[TokenBatch]:
+    """Micro-batches of like lengths, each of at most `tokens` padded tokens."""
+    batches = []
+    for group in micro_batches([response_length(response) for response in responses], tokens=tokens):
+        ids_BT, mask_BT = response_mask([responses[i] for i in group])
+        batches.append((ids_BT.to(device), mask_BT.to(device)))
+    return batches
+
+
+def make_distill_loss(
+    teacher: PreTrainedModel, divergence: Divergence, *, tokens: int
+) -> Callable[[nn.Module, TokenBatch], tuple[Tensor, dict[str, Tensor]]]:
+    """Divergence per response token, as an additive part of the mean over the batch's `tokens`."""
+
+    def loss_fn(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        ids_BT, mask_BT = batch
+        with torch.no_grad():
+            teacher_NV = wanted_logits(teacher, ids_BT, mask_BT)
+        student_NV = wanted_logits(model, ids_BT, mask_BT)
+        loss = divergence(student_NV, teacher_NV).sum() / tokens
+        agreed = (student_NV.detach().argmax(-1) == teacher_NV.argmax(-1)).sum() / tokens
+        return loss, {"train/agreement": agreed}
+
+    return loss_fn

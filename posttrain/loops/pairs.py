@@ -1,0 +1,98 @@
+"""Preference pairs from samples: the judge orders them, noise flips some, prompts are split before pairs are made.
+
+Judges disagree; a reward model that has only seen clean labels says little about one that has not. The flip rate swaps
+that share of the pairs, as AlpacaFarm does for its simulated annotators (arXiv 2305.14387, section 3.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from posttrain.evals.intervals import resample
+from posttrain.evals.judge import Judged, order, win_rate
+from posttrain.loops.sample import Sample
+from posttrain.records import DataError, Pair
+
+
+def judged(sample: Sample) -> Judged:
+    """A sample as the rule judge sees it."""
+    return Judged(sample.correct, not sample.mixed, sample.tokens)
+
+
+def make_pairs(
+    groups: Sequence[Sequence[Sample]], *, per_problem: int, flip_rate: float, heldout_share: float, seed: int
+) -> list[Pair]:
+    """At most `per_problem` pairs per prompt, widest margins first; each prompt is wholly in one split.
+
+    Raises DataError with fewer than two prompts that give a pair.
+    """
+    rng = random.Random(seed)
+    pairs: list[Pair] = []
+    prompts = 0
+    for group in groups:
+        candidates = []
+        for first, second in combinations(group, 2):
+            if first.text == second.text or "unverified" in (first.verdict.status, second.verdict.status):
+                continue
+            better, margin = order(judged(first), judged(second))
+            if margin > 0.0:
+                candidates.append((margin, (first, second) if better == 0 else (second, first)))
+        candidates.sort(key=lambda item: -item[0])
+        split = "heldout" if rng.random() < heldout_share else "train"
+        prompts += bool(candidates)
+        for number, (margin, (chosen, rejected)) in enumerate(candidates[:per_problem]):
+            if flipped := rng.random() < flip_rate:
+                chosen, rejected = rejected, chosen
+            pairs.append(_pair(chosen, rejected, -margin if flipped else margin, number=number, split=split))
+    if prompts < 2:
+        raise DataError(f"preferences: {prompts} of {len(groups)} prompts gave a pair, wanted at least 2")
+    return pairs
+
+
+def _pair(chosen: Sample, rejected: Sample, margin: float, *, number: int, split: Any) -> Pair:
+    return Pair(
+        id=f"{chosen.problem.id}-{number}",
+        problem_id=chosen.problem.id,
+        prompt=chosen.problem.prompt,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        margin=margin,
+        judge="rule",
+        prompt_ids=chosen.rollout.prompt_ids,
+        chosen_ids=chosen.rollout.response_ids,
+        rejected_ids=rejected.rollout.response_ids,
+        split=split,
+    )
+
+
+def pair_report(pairs: Sequence[Pair], *, problems: int) -> dict[str, Any]:
+    """Counts, label agreement with the judge, and the length gap that a reward model may take for quality."""
+    gaps = [len(pair.chosen_ids) - len(pair.rejected_ids) for pair in pairs]
+    return {
+        "problems": problems,
+        "prompts_with_pairs": len({pair.problem_id for pair in pairs}),
+        "pairs": len(pairs),
+        "train_pairs": sum(pair.split == "train" for pair in pairs),
+        "heldout_pairs": sum(pair.split == "heldout" for pair in pairs),
+        "agreement": sum(pair.margin > 0 for pair in pairs) / len(pairs),
+        "mean_margin": sum(abs(pair.margin) for pair in pairs) / len(pairs),
+        "length_gap_mean": sum(gaps) / len(gaps),
+        "chosen_shorter": sum(gap < 0 for gap in gaps) / len(gaps),
+    }
+
+
+def judged_win_rate(
+    ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[Sample]], *, seed: int, draws: int = 10000
+) -> dict[str, float]:
+    """Win rate of one policy's samples over another's on the same prompts, with what decided; ties count half."""
+    won = win_rate(
+        [[judged(sample) for sample in group] for group in ours],
+        [[judged(sample) for sample in group] for group in theirs],
+        resample(len(ours), draws=draws, seed=seed),
+    )
+    parts = {name: value for name, value in dataclasses.asdict(won).items() if name != "rate"}
+    return {**won.rate.to_json(), **parts}

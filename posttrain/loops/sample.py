@@ -1,0 +1,72 @@
+"""Sample answers to problems and have them verified: what grading, fusion, preferences and distillation start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from posttrain.chat.split import Parts, extract_answer, split_response
+from posttrain.chat.template import decode_ids, render_prompt, special_id, with_flag
+from posttrain.config import Generation
+from posttrain.engine.rollout import Request, RolloutEngine
+from posttrain.rewards.language import is_mixed, main_script
+from posttrain.rewards.verifiers import verify
+from posttrain.records import Message, Mode, Problem, Rollout, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One verified response."""
+
+    problem: Problem
+    mode: Mode
+    rollout: Rollout
+    text: str
+    """Decoded response, special tokens included."""
+    parts: Parts
+    verdict: Verdict
+    mixed: bool
+    """Words in another script than the question's in the thinking (in the answer, where there is no thinking)."""
+
+    @property
+    def correct(self) -> bool:
+        return self.verdict.status == "correct"
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rollout.response_ids)
+
+
+def sample_problems(
+    engine: RolloutEngine,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    *,
+    mode: Mode,
+    samples: int,
+    generation: Generation,
+    seed: int,
+) -> list[list[Sample]]:
+    """`samples` verified responses per problem, in the order of the problems; the mode is asked for by its flag."""
+    requests = [
+        Request(problem.id, tuple(render_prompt(tokenizer, [Message("user", with_flag(problem.prompt, mode))], "think")))
+        for problem in problems
+    ]
+    stop_ids = (special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>"))
+    rollouts = engine.generate(requests, samples=samples, generation=generation, seed=seed, stop_ids=stop_ids)
+    groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
+    return [
+        [read_sample(tokenizer, problem, mode, rollout) for rollout in group]
+        for problem, group in zip(problems, groups, strict=True)
+    ]
+
+
+def read_sample(tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: Mode, rollout: Rollout) -> Sample:
+    """Decode, split and verify one response."""
+    text = decode_ids(tokenizer, rollout.response_ids)
+    parts = split_response(text, mode)
+    answer = extract_answer(text, require_think_closed=mode == "think")
+    mixed = is_mixed(parts.thinking or parts.answer, target=main_script(problem.prompt))
+    return Sample(problem, mode, rollout, text, parts, verify(problem, answer), mixed)

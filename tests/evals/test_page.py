@@ -1,0 +1,145 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from posttrain.chain import MODELS
+from posttrain.evals import page
+from posttrain.evals.inputs import load_inputs
+from posttrain.records import DataError
+from tests.evals import made_up
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    made_up.write_run(root, questions=40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(run: Path) -> str:
+    return page.build_page(load_inputs(run), prompts=12)
+
+
+class Reader(HTMLParser):
+    """Text of the page, and whether every element that opens is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "srcset", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    return reader
+
+
+def test_well_formed_and_self_contained(html: str) -> None:
+    reader = read(html)
+    assert not reader.open
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(reader.tags)
+    assert reader.links
+    assert all(link.startswith("#") for link in reader.links)
+    assert "@import" not in html
+    assert not re.findall(r"url\((?!#)", html)
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+def test_same_inputs_same_bytes(run: Path, html: str) -> None:
+    assert page.build_page(load_inputs(run), prompts=12) == html
+    assert not re.search(r"20[2-9]\d-\d\d-\d\d", html)
+    assert str(run) not in html
+
+
+def test_numbers_are_those_of_the_files(run: Path, html: str) -> None:
+    text = read(html).text
+    for model in MODELS:
+        values = json.loads((run / f"reports/evaluate/{model}.json").read_text())
+        assert f"{100 * values['think']['avg']['value']:.1f} %" in text
+        assert f"{100 * values['no_think']['avg']['value']:.1f} %" in text
+        assert f"{values['think']['tokens_mean']:.1f}" in text
+    assert "\N{MINUS SIGN}28.5 % tokens" in text  # 40.9 / 57.2 - 1
+    assert "6200 \N{RIGHTWARDS ARROW} 5714" in text
+    assert "87.4 %" in text
+
+
+def test_every_question_with_every_model(html: str) -> None:
+    assert html.count('<details class="question"') == 12
+    assert html.count("<article>") == 12 * len(MODELS)
+
+
+def test_what_models_and_rows_say_is_escaped(html: str) -> None:
+    assert "True or False? &lt;b&gt;" in html
+    assert "the answer &amp; the &lt;end" in html
+    assert "<end" not in html
+
+
+def copy(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "run"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["reports/grpo.json", "reports/evaluate/fuse.json", "reports/curves/sft.csv", "data/evaluations/align.jsonl"],
+)
+def test_a_missing_file_is_named(run: Path, tmp_path: Path, name: str) -> None:
+    root = copy(run, tmp_path)
+    (root / name).unlink()
+    with pytest.raises(DataError, match=re.escape(name)):
+        load_inputs(root)
+
+
+def test_a_missing_key_names_its_file(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    (root / "reports/align.json").write_text("{}")
+    with pytest.raises(DataError, match=r"^reports/align.json: key 'win_rate': missing"):
+        page.build_page(load_inputs(root), prompts=2)
+
+
+def test_a_missing_column_names_its_file(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    (root / "reports/curves/base.csv").write_text("step,loss\n1,0.5\n")
+    with pytest.raises(DataError, match=r"^reports/curves/base.csv: column 'train/loss': missing"):
+        page.build_page(load_inputs(root), prompts=2)
+
+
+def test_a_cell_that_is_no_number_is_named(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    (root / "reports/curves/sft.csv").write_text("step,train/loss\n1,0.5\n2,none\n")
+    with pytest.raises(DataError, match=r"sft.csv:3: column 'train/loss': got 'none'"):
+        load_inputs(root)
+
+
+def test_length_reward_needs_a_look_at_its_start(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    values = json.loads((root / "reports/grpo.json").read_text())
+    (root / "reports/grpo.json").write_text(json.dumps(values | {"length_reward_start": 30}))
+    with pytest.raises(DataError, match=r"wanted one at length_reward_start = 30"):
+        page.build_page(load_inputs(root), prompts=2)

@@ -1,0 +1,123 @@
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from posttrain.engine.policy import sequence_logprobs
+from posttrain.loops.recipe import choose_recipe
+from posttrain.loops.rl_step import Counts, Trajectory, make_loss, make_micro_batches, token_ids
+from posttrain.loops.scoring import score
+from posttrain.losses.reduce import AGGREGATES, Denominators
+from posttrain.records import Rollout
+from tests.loops.toy import rl_section, start_policy
+
+POLICY = start_policy()
+COUNTS = Counts(Denominators(sequences=8, tokens=100, max_tokens=24), trained_tokens=21)
+
+
+def rollouts() -> list[Rollout]:
+    rng = random.Random(0)
+    made = []
+    for length in (3, 7, 1, 6, 4):
+        prompt, response = (tuple(rng.randrange(5, 250) for _ in range(n)) for n in (length + 2, length))
+        sampled = tuple(rng.uniform(-3.0, 0.0) for _ in response)
+        made.append(Rollout("p", prompt, response, sampled, "stop", (0,) * length))
+    return made
+
+
+def trajectories(*, off_policy: bool = False) -> list[Trajectory]:
+    made = rollouts()
+    now = score(POLICY.model, [token_ids(r) for r in made], micro_batch_tokens=4096, temperature=1.0)
+    generator = torch.Generator().manual_seed(1)
+    shifts = [0.3 * torch.randn(scores.shape, generator=generator) for scores in now]
+    advantages = (1.0, -0.5, 0.25, -1.0, 0.75)
+    return [
+        Trajectory(rollout, advantage, scores + shift if off_policy else None, scores - shift)
+        for rollout, advantage, scores, shift in zip(made, advantages, now, shifts, strict=True)
+    ]
+
+
+def total(recipe, items, *, tokens: int, temperature: float = 1.0) -> tuple[float, dict[str, float], torch.Tensor]:
+    """Loss, metrics and embedding gradient of a batch, summed over its micro-batches."""
+    POLICY.model.zero_grad()
+    loss_fn = make_loss(recipe, COUNTS, temperature=temperature)
+    sums: dict[str, float] = {}
+    for batch in make_micro_batches(items, tokens=tokens, device=torch.device("cpu")):
+        loss, metrics = loss_fn(POLICY.model, batch)
+        loss.backward()
+        for name, value in {"loss": loss, **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+    return sums.pop("loss"), sums, POLICY.model.get_input_embeddings().weight.grad.clone()
+
+
+def recipe_of(name: str = "dr_grpo", **changes):
+    objective = rl_section(name).objective
+    return choose_recipe(type(objective).model_validate(objective.model_dump() | changes, strict=False), group_size=8)
+
+
+def test_the_default_on_policy_is_the_plain_policy_gradient():
+    """Dr. GRPO, one step per batch: the gradient of -sum A_i log pi(y_i) / (N C); the loss is -sum A_i L_i / (N C)."""
+    items = trajectories()
+    loss, metrics, gradient = total(recipe_of(), items, tokens=4096)
+    assert loss == pytest.approx(-sum(t.advantage * len(t.rollout.response_ids) for t in items) / (8 * 24), rel=1e-5)
+    assert metrics["train/clip_fraction"] == 0.0
+    POLICY.model.zero_grad()
+    for item in items:
+        prompt, response = token_ids(item.rollout)
+        ids = torch.tensor([prompt + response])
+        mask = torch.tensor([[0] * len(prompt) + [1] * len(response)])
+        whole = sequence_logprobs(POLICY.model, ids, mask, temperature=1.0).sum()
+        (-item.advantage * whole / (8 * 24)).backward()
+    torch.testing.assert_close(gradient, POLICY.model.get_input_embeddings().weight.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("off_policy", [False, True])
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("correction", ["none", "truncated"])
+def test_any_split_gives_the_same_loss_metrics_and_gradient(off_policy, aggregate, correction):
+    kl = {"place": "in_loss", "estimator": "k3_corrected", "coefficient": 0.1}
+    recipe = recipe_of(aggregate=aggregate, correction=correction, kl=kl)
+    items = trajectories(off_policy=off_policy)
+    whole = total(recipe, items, tokens=4096)
+    for tokens in (1, 20):
+        split = total(recipe, items[::-1], tokens=tokens)
+        assert split[0] == pytest.approx(whole[0], rel=1e-4, abs=1e-6)
+        assert split[1] == pytest.approx(whole[1], rel=1e-4, abs=1e-6)
+        torch.testing.assert_close(split[2], whole[2], rtol=1e-3, atol=1e-5)
+
+
+def test_current_log_probabilities_are_the_old_ones_when_none_are_given():
+    items = trajectories()
+    scores = score(POLICY.model, [token_ids(t.rollout) for t in items], micro_batch_tokens=4096, temperature=1.0)
+    explicit = [dataclasses.replace(t, old=s) for t, s in zip(items, scores, strict=True)]
+    first, second = (total(recipe_of(), some, tokens=4096) for some in (items, explicit))
+    assert first[0] == pytest.approx(second[0], abs=1e-6)
+    torch.testing.assert_close(first[2], second[2], rtol=1e-3, atol=1e-6)
+
+
+def test_the_kl_in_the_loss_is_added_with_its_coefficient():
+    items = trajectories()
+    without = total(recipe_of(), items, tokens=4096)[0]
+    kl = {"place": "in_loss", "estimator": "k1", "coefficient": 0.5}
+    with_kl = total(recipe_of(kl=kl), items, tokens=4096)[0]
+    # The reference was made as current - shift, so that k1 is the shift.
+    scores = score(POLICY.model, [token_ids(t.rollout) for t in items], micro_batch_tokens=4096, temperature=1.0)
+    k1 = sum(float((s - t.reference).sum()) for t, s in zip(items, scores, strict=True))
+    assert with_kl - without == pytest.approx(0.5 * k1 / (8 * 24), abs=1e-5)
+
+
+def test_entropy_and_mismatch_are_means_over_trained_tokens():
+    items = trajectories()
+    metrics = total(recipe_of(), items, tokens=4096, temperature=2.0)[1]
+    entropy = mismatch = 0.0
+    for item in items:
+        prompt, response = token_ids(item.rollout)
+        with torch.no_grad():
+            logits = POLICY.model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1] / 2.0
+        logprobs = torch.log_softmax(logits, -1)
+        entropy += float(torch.distributions.Categorical(logits=logits).entropy().sum())
+        now = logprobs[torch.arange(len(response)), torch.tensor(response)]
+        mismatch += float((now - torch.tensor(item.rollout.logprobs)).abs().sum())
+    assert metrics["train/entropy"] == pytest.approx(entropy / 21, rel=1e-4)
+    assert metrics["rollout/mismatch"] == pytest.approx(mismatch / 21, rel=1e-4)
