@@ -1,0 +1,131 @@
+"""Stage distill: a small student learns the teacher's verified answers, then writes itself and is pulled to the teacher."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from posttrain.chat.template import encode_example, install_template
+from posttrain.curation.conversations import NO_THINK_FLAGS, THINK_FLAGS, no_think_example, think_example
+from posttrain.engine.policy import Policy, count_parameters, load_policy, save_policy
+from posttrain.engine.rollout import make_engine
+from posttrain.errors import StageError
+from posttrain.job import Job, open_job
+from posttrain.loops.distill import run_distill
+from posttrain.loops.heldout import look_at_heldout
+from posttrain.loops.sample import sample_problems
+from posttrain.loops.sft import run_sft
+from posttrain.records import MODES, Conversation, Problem, read_jsonl
+
+
+def teacher_examples(job: Job, teacher: Policy, problems: list[Problem]) -> list[Conversation]:
+    """The teacher's right and well-formed answers in both modes."""
+    section = job.params.distill
+    rng = random.Random(job.seed)
+    engine = make_engine(teacher, job.params.engine, job.system)
+    few = rng.sample(problems, round(len(problems) * section.no_think_share))
+    examples: list[Conversation] = []
+    for mode, asked in zip(MODES, (problems, few), strict=True):
+        groups = sample_problems(
+            engine,
+            teacher.tokenizer,
+            asked,
+            mode=mode,
+            samples=section.samples,
+            generation=section.generation,
+            seed=job.seed,
+        )
+        right = [s for group in groups for s in group if s.correct and s.parts.well_formed and not s.mixed]
+        for i, s in enumerate(right):
+            if mode == "think":
+                thinking = s.parts.thinking or ""
+                example = think_example(
+                    s.problem, thinking, s.problem.answer, name=f"think{i}", flag=rng.choice(THINK_FLAGS)
+                )
+            else:
+                example = no_think_example(
+                    s.problem, s.problem.answer, name=f"direct{i}", flag=rng.choice(NO_THINK_FLAGS)
+                )
+            examples.append(example)
+        job.note(f"teacher, {mode}: {len(right)} of {len(asked) * section.samples} samples are right and well-formed")
+    engine.close()
+    if not examples:
+        raise StageError("distill: no sample of the teacher is right and well-formed, wanted at least one")
+    return examples
+
+
+def look(job: Job, policy: Policy, problems: list[Problem]) -> dict[str, dict[str, float]]:
+    """Both modes on all held-out problems, so that two students can be told apart."""
+    engine = make_engine(policy, job.params.engine, job.system)
+    result: dict[str, dict[str, float]] = {
+        mode: look_at_heldout(
+            engine,
+            policy.tokenizer,
+            problems,
+            mode=mode,
+            samples=job.params.probe.samples,
+            generation=job.params.probe.generation,
+            seed=job.seed,
+        )
+        for mode in MODES
+    }
+    engine.close()
+    return result
+
+
+def main() -> None:
+    with open_job("distill") as job:
+        section, engine = job.params.distill, job.params.engine
+        teacher = load_policy(Path("models/align"), precision=engine.precision)
+        student = load_policy(Path("models/base_student"), precision=engine.precision)
+        install_template(student.tokenizer)
+        train = read_jsonl(Path("data/curated/train.jsonl"), Problem)
+        heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)
+        problems = random.Random(job.seed).sample(train, min(section.problems, len(train)))
+        examples = teacher_examples(job, teacher, problems)
+        off_policy = run_sft(
+            student,
+            [encode_example(student.tokenizer, example) for example in examples],
+            optimizer=section.sft_optimizer,
+            epochs=section.sft_epochs,
+            batch_tokens=section.batch_tokens,
+            sequence_length=section.sequence_length,
+            engine=engine,
+            seed=job.seed,
+            log=job.log,
+            checkpoints=job.checkpoints / "sft",
+            save_every=50,
+        )
+        before = look(job, student, heldout)
+        rollouts = make_engine(student, engine, job.system)
+        done = int(off_policy["steps"])
+        on_policy = run_distill(
+            student,
+            teacher,
+            problems,
+            section=section,
+            rollouts=rollouts,
+            engine=engine,
+            seed=job.seed,
+            log=lambda metrics, step: job.log(metrics, step=done + step, total=done + section.on_policy_steps),
+            checkpoints=job.checkpoints / "on_policy",
+            save_every=20,
+        )
+        rollouts.close()
+        after, of_teacher = look(job, student, heldout), look(job, teacher, heldout)
+        with job.publish(Path("models/distill")) as folder:
+            save_policy(student, folder)
+        sizes = {"teacher": count_parameters(teacher.model), "student": count_parameters(student.model)}
+        job.report(
+            {
+                "parameters": {**sizes, "ratio": sizes["student"] / sizes["teacher"]},
+                "examples": len(examples),
+                "off_policy": off_policy,
+                "on_policy": on_policy,
+                "heldout": {"before_on_policy": before, "after_on_policy": after, "teacher": of_teacher},
+            }
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Stage prefer: pairs of the fused model's own answers, ordered by the rule judge, with label noise."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from posttrain.engine.policy import load_policy
+from posttrain.engine.rollout import make_engine
+from posttrain.loops.pairs import make_pairs, pair_report
+from posttrain.job import open_job
+from posttrain.loops.sample import sample_problems
+from posttrain.records import Problem, read_jsonl, write_jsonl
+
+
+def main() -> None:
+    with open_job("prefer") as job:
+        section = job.params.prefer
+        policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
+        train = read_jsonl(Path("data/curated/train.jsonl"), Problem)
+        problems = random.Random(job.seed).sample(train, min(section.problems, len(train)))
+        engine = make_engine(policy, job.params.engine, job.system)
+        groups = sample_problems(
+            engine,
+            policy.tokenizer,
+            problems,
+            mode="think",
+            samples=section.samples,
+            generation=section.generation,
+            seed=job.seed,
+        )
+        engine.close()
+        pairs = make_pairs(
+            groups,
+            per_problem=section.max_pairs_per_problem,
+            flip_rate=section.flip_rate,
+            heldout_share=section.heldout_share,
+            seed=job.seed,
+        )
+        with job.publish(Path("data/preferences")) as folder:
+            write_jsonl(folder / "pairs.jsonl", pairs)
+        job.table("pairs", [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs[:20]])
+        job.report(pair_report(pairs, problems=len(problems)))
+
+
+if __name__ == "__main__":
+    main()

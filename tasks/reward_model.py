@@ -1,0 +1,36 @@
+"""Stage reward_model: a Bradley-Terry head on the fused model, judged on pairs of prompts it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posttrain.engine.policy import Policy, load_policy, save_policy
+from posttrain.job import open_job
+from posttrain.loops.reward_model import run_reward_model
+from posttrain.records import Pair, read_jsonl
+
+
+def main() -> None:
+    with open_job("reward_model") as job:
+        section = job.params.reward_model
+        policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
+        pairs = read_jsonl(Path("data/preferences/pairs.jsonl"), Pair)
+        if section.epochs > 1:
+            job.note(f"warning: {section.epochs:g} epochs; a reward model overfits its pairs within one or two")
+        model, summary = run_reward_model(
+            policy,
+            pairs,
+            section=section,
+            engine=job.params.engine,
+            seed=job.seed,
+            log=job.log,
+            checkpoints=job.checkpoints,
+            save_every=50,
+        )
+        with job.publish(Path("models/reward_model")) as folder:
+            save_policy(Policy(model, policy.tokenizer), folder)
+        job.report(summary)
+
+
+if __name__ == "__main__":
+    main()
