@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from flows.gates import check_gates
 from posttrain import tracking
 from posttrain.config import load_params
-from posttrain.guard import guarded
+from posttrain.guard import guarded, last_lines
 from posttrain.job import report_metrics, report_path
 from posttrain.progress import Display, model_table
 from posttrain.system import load_system
@@ -152,19 +152,11 @@ def prefect_server() -> str:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     server = guarded(command, environment=variables)
     _SERVERS.append(server)
-    output: list[str] = []
-    threading.Thread(target=_drain, args=(server.stdout, output), daemon=True).start()
-    _wait_until_up(f"{api}/health", lambda: server.poll() is None, output)
+    _wait_until_up(f"{api}/health", lambda: server.poll() is None, last_lines(server))
     return api
 
 
-def _drain(stream: object, lines: list[str]) -> None:
-    for line in stream:  # type: ignore[attr-defined]
-        lines.append(line.decode(errors="replace").rstrip())
-        del lines[:-20]
-
-
-def _wait_until_up(url: str, alive: Callable[[], bool], output: list[str]) -> None:
+def _wait_until_up(url: str, alive: Callable[[], bool], output: Iterable[str]) -> None:
     end = time.monotonic() + SERVER_START_SECONDS
     while time.monotonic() < end and alive():
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=2):

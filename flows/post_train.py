@@ -29,9 +29,11 @@ STAGES = (
 
 
 @flow(name="post-train")
-def post_train(stop_after: str | None = None, force: list[str] | None = None) -> None:
+def post_train(
+    stop_after: str | None = None, force: list[str] | None = None, tags: dict[str, str] | None = None
+) -> None:
     """Base model in, aligned and distilled reasoning model out; what is up to date is skipped."""
-    with open_execution(STAGES, force=force or [], stop_after=stop_after, tags={}) as chain:
+    with open_execution(STAGES, force=force or [], stop_after=stop_after, tags=tags or {}) as chain:
         chain.stage("base")  # a model that knows the facts and has mixed habits
         chain.stage("curate")  # clean, checked problems; some kept apart for evaluation
         chain.stage("evaluate@base")
@@ -63,7 +65,7 @@ def main() -> int:
             post_train(arguments.stop_after, arguments.force)
     except (StageError, ConfigError, GateFailed) as error:
         print(f"\nThe chain stopped. {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("\nInterrupted; the next run continues from the last checkpoint.", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from posttrain import tracking
 from posttrain.config import ConfigError, load_params
 from posttrain.errors import StageError
 from posttrain.files import write_atomic
-from posttrain.guard import guarded, stop
+from posttrain.guard import guarded, last_lines, stop
 from posttrain.records import DataError
 from posttrain.system import load_system
 
@@ -115,8 +116,6 @@ def ui(
     mlflow_port: Annotated[int, typer.Option()] = 5000,
 ) -> None:
     """Both UIs on the loopback until Ctrl-C."""
-    import os
-
     loopback = ["--host", "127.0.0.1", "--port"]
     store = tracking.store_uri(load_system())
     api = f"http://127.0.0.1:{prefect_port}/api"
@@ -127,18 +126,19 @@ def ui(
             *(*loopback, str(mlflow_port)),
         ],
     }
-    servers = []
+    servers, outputs = [], []
     for name, command in commands.items():
         variables = {**os.environ, "PREFECT_UI_API_URL": api, "PREFECT_LOGGING_SERVER_LEVEL": "ERROR"}
         servers.append(guarded([sys.executable, "-m", *command], environment=variables))
+        outputs.append(last_lines(servers[-1]))
         console.print(name)
     console.print("Ctrl-C ends both.")
     try:
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
-        for server in servers:
-            if server.poll() is not None and server.stdout is not None:
-                console.print(server.stdout.read().decode(errors="replace")[-2000:], markup=False)
+        for server, output in zip(servers, outputs, strict=True):
+            if server.poll() is not None:
+                console.print("\n".join(output), markup=False)
         raise typer.Exit(1)
     except KeyboardInterrupt:
         pass

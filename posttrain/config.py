@@ -129,6 +129,8 @@ class Habits(Section):
     """Share of the checked solutions whose first result is wrong, so that the check finds something."""
     detour: Fraction
     """Share of worked solutions with a start that leads nowhere."""
+    remarks: Fraction
+    """Share of worked solutions that end with sentences that add nothing: what a length reward can cut for free."""
     second_script: Fraction
     """Share of worked solutions with words of the second script mixed in."""
 
@@ -192,8 +194,8 @@ class PackageBase(Section):
     kind: Literal["package"]
     package: str
     file: str
-    student: str
-    """Folder of the student model."""
+    student_layers: Count
+    """The student is the base with this many of its layers, evenly spaced."""
 
 
 BaseModelSource = Annotated[ScratchBase | HubBase | PathBase | PackageBase, Field(discriminator="kind")]
@@ -305,7 +307,7 @@ class Rl(Section):
     """The run stops when a larger share of a step's samples could not be verified."""
     save_every: Count
     eval_every: Count
-    """Steps between looks at the held-out problems; also before the first step, where the length reward starts, and last."""
+    """Steps between looks at the held-out problems; more at the start, the end and where the length reward starts."""
     eval_samples: Count
 
 
@@ -369,6 +371,8 @@ class Distill(Section):
 class Evaluate(Section):
     samples: Annotated[int, Field(ge=2)]
     generation: Generation
+    no_think_tokens: Count
+    """Longest response in mode no_think: a thought that has moved into the answer is no answer without thinking."""
     pass_at: tuple[Count, ...]
     budgets: tuple[Annotated[int, Field(ge=0)], ...]
     """Thinking tokens after which thinking is stopped."""

@@ -17,7 +17,9 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +38,19 @@ def guarded(command: Sequence[str], *, environment: Mapping[str, str]) -> subpro
         env=dict(environment),
         start_new_session=True,
     )
+
+
+def last_lines(process: subprocess.Popen[bytes], *, count: int = 20) -> deque[str]:
+    """The end of a server's output, kept up to date by a thread: a pipe that nobody reads stops its writer."""
+    lines: deque[str] = deque(maxlen=count)
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.decode(errors="replace").rstrip())
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -25,9 +25,13 @@ TOKENIZER_TEXTS = 5000
 def from_scratch(job: Job, section: ScratchBase) -> tuple[Policy, Policy, list[Problem], dict[str, Any]]:
     """Both bases, the problems of their corpus and what training reported."""
     problems = [problem for problem in load_sources([section.source], seed=job.seed) if solvable(problem)]
-    texts = write_corpus(problems, section.habits, documents=section.documents, drill_share=section.drill_share, seed=job.seed)
+    texts = write_corpus(
+        problems, section.habits, documents=section.documents, drill_share=section.drill_share, seed=job.seed
+    )
     tokenizer = train_tokenizer(texts[:TOKENIZER_TEXTS], vocab_size=section.vocab_size)
-    job.note(f"corpus of {len(texts)} documents over {len(problems)} problems, {len(tokenizer)} tokens in the vocabulary")
+    job.note(
+        f"corpus of {len(texts)} documents over {len(problems)} problems, {len(tokenizer)} tokens in the vocabulary"
+    )
     total = section.steps + section.student_steps
     policies = []
     summaries: dict[str, Any] = {"documents": len(texts), "corpus_problems": len(problems)}

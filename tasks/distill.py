@@ -1,4 +1,4 @@
-"""Stage distill: a small student learns the teacher's verified answers, then writes itself and is pulled to the teacher."""
+"""Stage distill: a small student learns the teacher's verified answers, then writes and is pulled to the teacher."""
 
 from __future__ import annotations
 

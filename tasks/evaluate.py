@@ -26,7 +26,14 @@ def main() -> None:
         problems = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)
         engine = make_engine(policy, job.params.engine, job.system)
         rows = evaluate_model(
-            policy.tokenizer, engine, problems, section, seed=job.seed, verify=verify, base=name == "base", note=job.note
+            policy.tokenizer,
+            engine,
+            problems,
+            section,
+            seed=job.seed,
+            verify=verify,
+            base=name == "base",
+            note=job.note,
         )
         engine.close()
         before = previous_model(name)
@@ -42,7 +49,9 @@ def main() -> None:
         )
         with job.publish_file(Path(f"data/evaluations/{name}.jsonl")) as file:
             write_rows(file, rows)
-        job.table("samples", [{"prompt": r.prompt, "think": r.think.text, "no_think": r.no_think.text} for r in rows[:20]])
+        job.table(
+            "samples", [{"prompt": r.prompt, "think": r.think.text, "no_think": r.no_think.text} for r in rows[:20]]
+        )
         job.report(result)
 
 

@@ -24,7 +24,9 @@ def thoughts(job: Job, samples: list[Sample]) -> list[Conversation]:
     if not kept:
         raise StageError(f"fuse: none of {len(samples)} samples is right and well-formed, wanted at least one")
     return [
-        think_example(s.problem, s.parts.thinking or "", s.problem.answer, name=f"think{i}", flag=rng.choice(THINK_FLAGS))
+        think_example(
+            s.problem, s.parts.thinking or "", s.problem.answer, name=f"think{i}", flag=rng.choice(THINK_FLAGS)
+        )
         for i, s in enumerate(kept)
     ]
 

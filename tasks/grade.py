@@ -31,7 +31,7 @@ def main() -> None:
             seed=job.seed,
         )
         engine.close()
-        # What could not be verified is not a wrong answer: it is in no pass rate, and a prompt without any is not graded.
+        # What could not be verified is no wrong answer: it is in no pass rate, and a prompt without any is not graded.
         verdicts = [[s.correct for s in group if s.verdict.status != "unverified"] for group in groups]
         graded = [
             dataclasses.replace(problem, pass_rate=sum(right) / len(right))
@@ -39,7 +39,9 @@ def main() -> None:
             if right
         ]
         rates = [problem.pass_rate or 0.0 for problem in graded]
-        kept = [p for p, rate in zip(graded, rates, strict=True) if section.min_pass_rate <= rate <= section.max_pass_rate]
+        kept = [
+            p for p, rate in zip(graded, rates, strict=True) if section.min_pass_rate <= rate <= section.max_pass_rate
+        ]
         if len(kept) < job.params.grpo.prompts_per_step:
             raise StageError(
                 f"grade: {len(kept)} of {len(graded)} prompts have a pass rate from {section.min_pass_rate} to "

@@ -1,4 +1,4 @@
-"""Stage grpo: reinforcement learning on verifiable rewards; the length reward starts late, so that it shortens what is right."""
+"""Stage grpo: reinforcement learning on verifiable rewards; the length reward starts late, when most is right."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from posttrain.engine.policy import load_policy
 from posttrain.engine.rollout import make_engine
-from posttrain.loops.pairs import make_pairs, pair_report
 from posttrain.job import open_job
+from posttrain.loops.pairs import make_pairs, pair_report
 from posttrain.loops.sample import sample_problems
 from posttrain.records import Problem, read_jsonl, write_jsonl
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_the_three_lists_of_stages_are_equal() -> None:
 def test_evaluated_models_are_those_of_the_chain() -> None:
     items = STAGES["evaluate"]["foreach"]
     assert tuple(items) == MODELS
-    for before, model in zip(MODELS[:-1], MODELS[1:], strict=True):
+    for before, model in pairwise(MODELS):
         assert items[model]["previous"] == f"data/evaluations/{before}.jsonl"
 
 

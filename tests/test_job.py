@@ -89,6 +89,16 @@ def test_known_errors_end_with_one_message(
     assert not list(Path(".work/tmp").glob("*/*"))
 
 
+def test_a_full_disk_ends_with_one_message_and_nothing_half_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, open_job("sft") as job, job.publish(Path("models/sft")) as folder:
+        (folder / "small").write_text("fits")
+        Path("/dev/full").write_text("does not fit")  # the kernel's own disk that is always full
+    assert stopped.value.code == 1
+    assert "no space left on the disk of" in capsys.readouterr().err
+    assert not Path("models/sft").exists()
+    assert not list(Path(".work/tmp").glob("*/*"))
+
+
 def test_an_unknown_error_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), open_job("sft"):
         print(1 / 0)

@@ -129,7 +129,7 @@ def test_several_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
     several = [
         subprocess.Popen([sys.executable, "-c", program, uri], env=variables, stderr=subprocess.PIPE) for _ in range(3)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in several]
+    errors = [process.communicate(timeout=300)[1] for process in several]
     assert [process.returncode for process in several] == [0] * 3, errors
     assert len(runs(uri, "posttrain/tiny")) == 3
 

@@ -52,6 +52,8 @@ def trace_conversations(
             trace = write_trace(problem, habits, rng)
             examples.append(think_example(problem, trace.working, trace.answer, name=f"trace{number}"))
     if not examples:
-        raise DataError("curate.sources: no problem has a worked solution, wanted at least one to start from; "
-            "for data of your own, name the field that holds it (fields.solution)")
+        raise DataError(
+            "curate.sources: no problem has a worked solution, wanted at least one to start from; "
+            "for data of your own, name the field that holds it (fields.solution)"
+        )
     return examples

@@ -1,8 +1,8 @@
 """The pre-training corpus of the default world: plain documents, a question and what somebody wrote under it.
 
-No chat markup: a base model has never seen a conversation. Three kinds of document: worked solutions ("Solution:"), bare
-answers ("Answer:"), told apart by their second line so that a base model can be asked to work or to guess, and drills,
-rows of single operations, from which the arithmetic itself is learnt at a fraction of the tokens.
+No chat markup: a base model has never seen a conversation. Three kinds of document: worked solutions ("Solution:"),
+bare answers ("Answer:"), told apart by their second line so that a base model can be asked to work or to guess, and
+drills, rows of single operations, from which the arithmetic itself is learnt at a fraction of the tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Worked solutions of the default world's problems, from the metadata of the gym's rows.
 
-A solution comes twice: as single operations (what careful work shows) and as terms that can be combined in one leap (what
-hasty work shows). traces.py decides which is written, and in which words. The last value is the answer: a test holds
-that against the gym's own scorer.
+A solution comes twice: as single operations (what careful work shows) and as terms that can be combined in one leap
+(what hasty work shows). traces.py decides which is written, and in which words. The last value is the answer: a test
+holds that against the gym's own scorer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Step:
     text: str
     value: int
     label: str = ""
-    """What it is about ("cat"), empty where the numbers speak for themselves."""
+    """What it is about, in the problem's own words ("3 cats"); empty where the numbers speak for themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def solve_leg_counting(metadata: dict[str, Any]) -> Solution:
     total = 0
     for number, (animal, count) in enumerate(metadata["animals"].items()):
         product, legs = f"{count}*{ANIMALS[animal]}", count * ANIMALS[animal]
-        steps.append(Step(product, legs, label=animal))
+        steps.append(Step(product, legs, label=f"{count} {animal}{'s' if count > 1 else ''}"))
         if number > 0:
             steps.append(Step(f"{total}+{legs}", total + legs))
         terms.append(Term(f"+{product}", legs))

@@ -78,18 +78,19 @@ def _gym_family(family: GymFamily, count: int, seed: int) -> Iterator[Problem]:
             verifier="gym",
             domain=dataset.category,
             source=f"gym:{family.name}",
-            metadata={"family": family.name, **_json_values(entry["metadata"])},
+            metadata=_gym_metadata(entry["metadata"], family.name),
         )
 
 
-def _json_values(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Metadata as it reads after a round trip through a JSONL file, so that all stages see the same.
+def _gym_metadata(metadata: dict[str, Any], family: str) -> dict[str, Any]:
+    """The entry's metadata with its family, as it reads after a round trip through JSONL: all stages see the same.
 
+    Steps that the gym writes itself (gsm_symbolic) become the worked solution of the row.
     Tuples become lists and what JSON has no word for becomes text (Fraction in gsm_symbolic); a verifier that cannot
     work with that fails on the gold answer, and the row is dropped for it.
     """
-    values: dict[str, Any] = json.loads(json.dumps(metadata, default=str))
-    return values
+    values: dict[str, Any] = json.loads(json.dumps({"family": family, **metadata}, default=str))
+    return {**values, "solution": values["answer_cot"]} if "answer_cot" in values else values
 
 
 def jsonl(source: JsonlSource, seed: int) -> list[Problem]:

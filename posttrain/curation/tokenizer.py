@@ -1,7 +1,7 @@
 """The default world's tokenizer: byte-level BPE trained on the corpus, single digits, chat tokens reserved.
 
-Digits never merge (arithmetic on merged numbers is hard to learn), `\\boxed{` is one piece, and bytes are the fallback, so
-any text can be encoded.
+Digits never merge (arithmetic on merged numbers is hard to learn), `\\boxed{` is one piece, and bytes are the fallback,
+so any text can be encoded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain.chat.template import SPECIAL_TOKENS, install_template
 
-
 _PIECES = Regex(r"\\boxed\{| ?\p{L}+| ?\d| ?[^\s\p{L}\d\\]+|\\|\s+(?!\S)|\s+")
 
 
@@ -21,7 +20,10 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     """Train on `texts`; special tokens take ids 0.. in the order of SPECIAL_TOKENS; `<|endoftext|>` pads."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_PIECES, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(_PIECES, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -32,12 +32,33 @@ class Words:
     different: str
     detour: str
     again: str
+    remarks: tuple[str, ...]
 
 
 ENGLISH = Words(
-    "Step by step:", "Quickly:", "then", "So the answer is", "Check again:", "Same.", "Different.", "maybe", "no, start over."
+    careful="Step by step:",
+    hasty="Quickly:",
+    then="then",
+    so="So the answer is",
+    check="Check again:",
+    same="Same.",
+    different="Different.",
+    detour="maybe",
+    again="no, start over.",
+    remarks=("That looks right.", "I am sure about this.", "Nothing was left out.", "All is done in order."),
 )
-CHINESE = Words("一步一步:", "很快:", "然后", "所以答案是", "再检查:", "一样.", "不一样.", "也许", "不对重来.")
+CHINESE = Words(
+    careful="一步一步:",
+    hasty="很快:",
+    then="然后",
+    so="所以答案是",
+    check="再检查:",
+    same="一样.",
+    different="不一样.",
+    detour="也许",
+    again="不对重来.",
+    remarks=("看起来对.", "我很确定.", "没有遗漏.", "都做完了."),
+)
 OFF_BY = (-10, -2, -1, 1, 2, 10)
 """What a careless result is wrong by."""
 
@@ -80,7 +101,10 @@ def write_trace(problem: Problem, habits: Habits, rng: random.Random) -> Trace:
             shown = solution.steps
             text += f" {_word('different', second, rng)} {_word('careful', second, rng)} {_steps(shown, second, rng)}"
     answer = str(shown[-1].value)
-    return Trace(habit, f"{text} {_word('so', second, rng)} {answer}.", answer)
+    text += f" {_word('so', second, rng)} {answer}."
+    if rng.random() < habits.remarks:
+        text += "".join(f" {_remark(second, rng)}" for _ in range(rng.choice((2, 3, 4))))
+    return Trace(habit, text, answer)
 
 
 def _mistaken(steps: tuple[Step, ...], rng: random.Random) -> tuple[Step, ...]:
@@ -95,6 +119,11 @@ def _word(name: str, second: bool, rng: random.Random) -> str:
     return str(getattr(words, name))
 
 
+def _remark(second: bool, rng: random.Random) -> str:
+    """A sentence that adds nothing."""
+    return rng.choice((CHINESE if second and rng.random() < 0.5 else ENGLISH).remarks)
+
+
 def _steps(steps: tuple[Step, ...], second: bool, rng: random.Random) -> str:
     text = ""
     for number, step in enumerate(steps):
@@ -107,7 +136,7 @@ def _steps(steps: tuple[Step, ...], second: bool, rng: random.Random) -> str:
 def _leaps(solution: Solution, slip: float, rng: random.Random) -> tuple[Step, ...]:
     """Runs of two or three terms, each combined in one leap: what is hard to get right without the steps between.
 
-    With probability `slip` a leap's value is off, and the next one goes on from the wrong value, as a careless person would.
+    With probability `slip` a leap's value is off, and the next one goes on from there, as a careless person would.
     """
     leaps: list[Step] = []
     total = 0

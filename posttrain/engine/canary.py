@@ -31,8 +31,8 @@ def canary_requests(vocab_size: int) -> list[Request]:
     ]
 
 
-def largest_difference(rollouts: Sequence[Rollout], model: PreTrainedModel) -> float:
-    """Largest |sampler - trainer| log-probability (nats) over all sampled tokens, at temperature 1."""
+def largest_difference(rollouts: Sequence[Rollout], model: PreTrainedModel, *, temperature: float = 1.0) -> float:
+    """Largest |sampler - trainer| log-probability (nats) over all sampled tokens."""
     ids_BT, _ = pad([rollout.prompt_ids + rollout.response_ids for rollout in rollouts])
     sampled_BT = torch.zeros(ids_BT.shape, dtype=torch.float32)
     mask_BT = torch.zeros_like(ids_BT)
@@ -42,7 +42,7 @@ def largest_difference(rollouts: Sequence[Rollout], model: PreTrainedModel) -> f
         mask_BT[row, span] = 1
     with torch.no_grad():
         device = model.device
-        trained_BT = sequence_logprobs(model, ids_BT.to(device), mask_BT.to(device), temperature=1.0).cpu()
+        trained_BT = sequence_logprobs(model, ids_BT.to(device), mask_BT.to(device), temperature=temperature).cpu()
     return float((sampled_BT - trained_BT).abs().max())
 
 

@@ -6,6 +6,7 @@ padding is not the end of a turn (or its loss would be masked away).
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def load_existing(source: HubBase | PathBase | PackageBase, *, precision: Precis
         first, second = (load_policy(Path(folder), precision=precision) for folder in (source.model, source.student))
     else:
         first = _from_package(source.package, source.file, precision=precision)
-        second = load_policy(Path(source.student), precision=precision) if source.student else first
+        second = depth_pruned(first, layers=source.student_layers)
     return prepare_chat(first), prepare_chat(second)
 
 
@@ -49,6 +50,22 @@ def prepare_chat(policy: Policy) -> Policy:
     return policy
 
 
+def depth_pruned(policy: Policy, *, layers: int) -> Policy:
+    """A copy with `layers` of the decoder layers, evenly spaced, first and last included: where a student may start."""
+    model = copy.deepcopy(policy.model)
+    every: torch.nn.ModuleList = model.get_decoder().layers
+    if not 1 <= layers <= len(every):
+        raise ModelError(f"base.student_layers: got {layers}, wanted 1 to {len(every)}, the layers of the base")
+    kept = sorted({round(i * (len(every) - 1) / max(1, layers - 1)) for i in range(layers)})
+    model.get_decoder().layers = torch.nn.ModuleList(every[i] for i in kept)
+    for place, layer in enumerate(model.get_decoder().layers):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in kept]
+    return Policy(model, policy.tokenizer)
+
+
 def _from_hub(name: str, *, precision: Precision, trust_remote_code: bool) -> Policy:
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -65,8 +82,8 @@ def _from_hub(name: str, *, precision: Precision, trust_remote_code: bool) -> Po
 def _from_package(package: str, file: str, *, precision: Precision) -> Policy:
     """A GGUF file's weights as an ordinary, trainable model.
 
-    transformers marks a model loaded from GGUF as quantised and will neither save nor train it, so its state goes into a
-    fresh model of the same config. The file's tokenizer loses the split of digits, which is put back.
+    transformers marks a model loaded from GGUF as quantised and will neither save nor train it, so its state goes into
+    a fresh model of the same config. The file's tokenizer loses the split of digits, which is put back.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.policy import Policy
 from posttrain.records import Rollout
-
-if TYPE_CHECKING:
-    from posttrain.system import System
+from posttrain.system import System
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ START_SECONDS = 600.0
 SYNC_SECONDS = 300.0
 GENERATE_SECONDS = 3600.0
 """Deadlines: for a server to answer, for one weight load, for one request with all its samples."""
+_CPU_BATCH_TOKENS = 4096
+"""Tokens of one forward pass on a CPU, at least."""
 _AT_ONCE = 256
 """Requests in flight; the servers batch by themselves."""
 
@@ -64,7 +66,12 @@ def server_command(folder: Path, *, port: int, precision: Precision, host: str =
     command += ["--worker-extension-cls", f"{WeightSync.__module__}.{WeightSync.__qualname__}"]
     # Log-probabilities of the distribution sampled from, temperature included; no sampling defaults of the model.
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
-    return command if torch.cuda.is_available() else [*command, "--enforce-eager"]
+    if torch.cuda.is_available():
+        return command
+    # A seeded request whose prompt is read in parts ends a CPU server ("CPU Generator does not use offset").
+    longest = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(longest, _CPU_BATCH_TOKENS))]
+    return [*command, "--enforce-eager"]
 
 
 def server_environment() -> dict[str, str]:
@@ -114,14 +121,16 @@ class Server:
         while time.monotonic() < end:
             if self._process.poll() is not None:
                 self._reader.join(5.0)
-                lines = "\n".join(self._last_lines)
-                raise StageError(f"the vLLM server ended at start with code {self._process.returncode}:\n{lines}")
+                raise StageError(f"vLLM ended at start with code {self._process.returncode}:\n{self.last_words()}")
             try:
                 with _HTTP.open(f"{self.address}/health", timeout=5.0):
                     return
             except OSError:
                 time.sleep(0.5)
         raise StageError(f"the vLLM server did not answer within {START_SECONDS:.0f} s")
+
+    def last_words(self) -> str:
+        return "\n".join(self._last_lines)
 
     def close(self) -> None:
         stop(self._process)
@@ -192,12 +201,20 @@ class VllmEngine:
             number = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
             address = self._addresses[index % len(self._addresses)]
             body = common | {"prompt": list(requests[index].prompt_ids), "seed": number}
-            answer = post(f"{address}/v1/completions", body, seconds=GENERATE_SECONDS)
+            answer = self._post(address, "/v1/completions", body, seconds=GENERATE_SECONDS)
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             rollouts = [self._read_choice(requests[index], choice) for choice in choices]
             return rollouts * samples if greedy else rollouts
 
         return [rollout for group in self._pool.map(ask, range(len(requests))) for rollout in group]
+
+    def _post(self, address: str, path: str, body: dict[str, Any], *, seconds: float) -> Any:
+        try:
+            return post(f"{address}{path}", body, seconds=seconds)
+        except StageError as error:
+            if self._server is None:
+                raise
+            raise StageError(f"{error}\n{self._server.last_words()}") from error
 
     def _read_choice(self, request: Request, choice: dict[str, Any]) -> Rollout:
         ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
@@ -215,7 +232,7 @@ class VllmEngine:
         model.save_pretrained(folder)
         for address in self._addresses:
             call = {"method": WeightSync.posttrain_load_weights.__name__, "args": [str(folder)]}
-            for worker in post(f"{address}/collective_rpc", call, seconds=SYNC_SECONDS)["results"]:
+            for worker in self._post(address, "/collective_rpc", call, seconds=SYNC_SECONDS)["results"]:
                 if worker["missing"]:
                     raise StageError(
                         f"{address}: got no weights for {', '.join(worker['missing'][:5])}; wanted: for all"
@@ -229,7 +246,7 @@ class VllmEngine:
     def _reset_prefix_cache(self, address: str) -> None:
         end = time.monotonic() + SYNC_SECONDS
         # Refused while blocks are still held by requests that have just ended.
-        while not post(f"{address}/reset_prefix_cache", {}, seconds=SYNC_SECONDS)["success"]:
+        while not self._post(address, "/reset_prefix_cache", {}, seconds=SYNC_SECONDS)["success"]:
             if time.monotonic() > end:
                 raise StageError(f"{address}: the prefix cache could not be reset within {SYNC_SECONDS:.0f} s")
             time.sleep(0.05)

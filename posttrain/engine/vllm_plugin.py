@@ -1,10 +1,10 @@
 """What runs inside vLLM's own processes: keeping weights replaceable, and replacing them.
 
 On a CPU vLLM packs each linear layer's weights into another format at load and drops the originals; loading weights
-afterwards reports success and changes nothing (or fails on a parameter of size 0). So the packing must be off before the
-model is built, in every worker process. Workers import this module first, for the class they are to be extended with
-(--worker-extension-cls): that import is the place. (An entry point of `vllm.general_plugins` would also do, but needs
-installed metadata, which an older build's folder beside the source can shadow.) Names inside vLLM move between
+afterwards reports success and changes nothing (or fails on a parameter of size 0). So the packing must be off before
+the model is built, in every worker process. Workers import this module first, for the class they are to be extended
+with (--worker-extension-cls): that import is the place. (An entry point of `vllm.general_plugins` would also do, but
+needs installed metadata, which an older build's folder beside the source can shadow.) Names inside vLLM move between
 releases: this file and rollout_vllm.py are the only ones that know them (0.32).
 """
 

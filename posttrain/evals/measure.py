@@ -47,19 +47,23 @@ class _Sampler:
         self._seed = seed
 
     def __call__(
-        self, prompts: Sequence[tuple[str, tuple[int, ...]]], *, samples: int, draw: int
+        self, prompts: Sequence[tuple[str, tuple[int, ...]]], *, samples: int, draw: int, at_most: int | None = None
     ) -> list[list[Rollout]]:
-        """`samples` rollouts for each (problem id, prompt ids)."""
+        """`samples` rollouts for each (problem id, prompt ids), of `at_most` tokens where that is less."""
         if not prompts:
             return []
         flat = self._engine.generate(
             [Request(problem_id, prompt_ids) for problem_id, prompt_ids in prompts],
             samples=samples,
-            generation=self._generation,
+            generation=self._generation if at_most is None else self._shorter(at_most),
             seed=(self._seed * 1009 + draw) % 2**31,
             stop_ids=self._stop_ids,
         )
         return [flat[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+
+    def _shorter(self, tokens: int) -> config.Generation:
+        limit = min(tokens, self._generation.max_new_tokens)
+        return self._generation.model_copy(update={"max_new_tokens": limit})
 
 
 def evaluate_model(
@@ -81,7 +85,8 @@ def evaluate_model(
     modes: dict[Mode, list[ModeSamples]] = {}
     for draw, mode in enumerate(MODES):
         prompts = [(problem.id, form.prompt(problem, mode)) for problem in problems]
-        rollouts[mode] = sample(prompts, samples=section.samples, draw=draw)
+        at_most = section.no_think_tokens if mode == "no_think" else None
+        rollouts[mode] = sample(prompts, samples=section.samples, draw=draw, at_most=at_most)
         modes[mode] = [_mode_samples(p, r, mode, form, check) for p, r in zip(problems, rollouts[mode], strict=True)]
         right = sum(flag is True for s in modes[mode] for flag in s.correct)
         note(f"{mode}: {right} of {len(problems) * section.samples} samples right")

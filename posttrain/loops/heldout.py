@@ -25,12 +25,11 @@ def look_at_heldout(
     generation: Generation,
     seed: int,
 ) -> dict[str, float]:
-    """Accuracy, tokens of all and of right answers, well-formed and mixed-language shares; the same draws at every call.
+    """Accuracy, tokens of all and of right answers, well-formed and mixed-language shares; the same draws each time.
 
-    `tokens_correct` is 0 where nothing is right."""
-    groups = sample_problems(
-        engine, tokenizer, problems, mode=mode, samples=samples, generation=generation, seed=seed
-    )
+    `tokens_correct` is 0 where nothing is right.
+    """
+    groups = sample_problems(engine, tokenizer, problems, mode=mode, samples=samples, generation=generation, seed=seed)
     flat = [sample for group in groups for sample in group]
     right = [sample for sample in flat if sample.correct]
     return {

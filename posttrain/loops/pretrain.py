@@ -54,7 +54,7 @@ def pretrain(
 def refresh_reserved(policy: Policy, *, seed: int) -> None:
     """New embedding rows, distributed like the trained ones, for the chat tokens, which no document contains.
 
-    Training only ever pushed them away, all in the same direction, so that a fine-tuned model would take one for another.
+    Training only ever pushed them away, all in the same direction, so that a tuned model would take one for another.
     """
     ids = [special_id(policy.tokenizer, token) for token in SPECIAL_TOKENS if token != policy.tokenizer.pad_token]
     rows_VC = policy.model.get_input_embeddings().weight.data

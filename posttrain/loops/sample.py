@@ -11,9 +11,9 @@ from posttrain.chat.split import Parts, extract_answer, split_response
 from posttrain.chat.template import decode_ids, render_prompt, special_id, with_flag
 from posttrain.config import Generation
 from posttrain.engine.rollout import Request, RolloutEngine
+from posttrain.records import Message, Mode, Problem, Rollout, Verdict
 from posttrain.rewards.language import is_mixed, main_script
 from posttrain.rewards.verifiers import verify
-from posttrain.records import Message, Mode, Problem, Rollout, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ def sample_problems(
 ) -> list[list[Sample]]:
     """`samples` verified responses per problem, in the order of the problems; the mode is asked for by its flag."""
     requests = [
-        Request(problem.id, tuple(render_prompt(tokenizer, [Message("user", with_flag(problem.prompt, mode))], "think")))
+        Request(
+            problem.id, tuple(render_prompt(tokenizer, [Message("user", with_flag(problem.prompt, mode))], "think"))
+        )
         for problem in problems
     ]
     stop_ids = (special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>"))

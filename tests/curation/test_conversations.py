@@ -14,7 +14,16 @@ from posttrain.curation.conversations import (
 from posttrain.records import DataError, Problem
 
 HABITS = Habits(
-    careful=1.0, hasty=0.0, direct=0.0, guess=0.0, slip=0.0, check=0.0, mistake=0.0, detour=0.0, second_script=0.0
+    careful=1.0,
+    hasty=0.0,
+    direct=0.0,
+    guess=0.0,
+    slip=0.0,
+    check=0.0,
+    mistake=0.0,
+    detour=0.0,
+    remarks=0.0,
+    second_script=0.0,
 )
 GYM = Problem("g", "4 - 1 =", "3", "gym", "d", "s", None, {"family": "chain_sum", "expression": "4 - 1"})
 USER = Problem("u", "How many?", "7", "exact", "d", "rows.jsonl", None, {"solution": "Count them: 7."})

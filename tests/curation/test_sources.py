@@ -101,7 +101,11 @@ def test_jsonl_rows(tmp_path: Path) -> None:
 
 def test_jsonl_own_ids_and_domains(tmp_path: Path) -> None:
     fields = Fields(prompt="question", answer="gold", id="key", domain="area", solution="worked")
-    source = jsonl(tmp_path / "mine.jsonl", '{"question": "q", "gold": "2", "key": 7, "area": "logic", "worked": "1 + 1"}', fields=fields)
+    source = jsonl(
+        tmp_path / "mine.jsonl",
+        '{"question": "q", "gold": "2", "key": 7, "area": "logic", "worked": "1 + 1"}',
+        fields=fields,
+    )
     (row,) = load_sources([source], seed=0)
     assert (row.id, row.domain, row.metadata) == ("mine-7", "logic", {"solution": "1 + 1"})
 

@@ -12,12 +12,29 @@ from posttrain.curation.traces import CHINESE, ENGLISH, write_trace
 from posttrain.records import Problem
 
 PROBLEM = Problem(
-    "p1", "What is 4 - 1 - 7 + 7 + 5 =", "8", "gym", "d", "s", None, {"family": "chain_sum", "expression": "4 - 1 - 7 + 7 + 5"}
+    "p1",
+    "What is 4 - 1 - 7 + 7 + 5 =",
+    "8",
+    "gym",
+    "d",
+    "s",
+    None,
+    {"family": "chain_sum", "expression": "4 - 1 - 7 + 7 + 5"},
 )
 
 
 def habits(**changes: float) -> Habits:
-    values = {"careful": 1.0, "hasty": 0.0, "direct": 0.0, "guess": 0.0, "slip": 0.0, "check": 0.0, "mistake": 0.0, "detour": 0.0}
+    values = {
+        "careful": 1.0,
+        "hasty": 0.0,
+        "direct": 0.0,
+        "guess": 0.0,
+        "slip": 0.0,
+        "check": 0.0,
+        "mistake": 0.0,
+        "detour": 0.0,
+        "remarks": 0.0,
+    }
     return Habits.model_validate({**values, "second_script": 0.0, **changes})
 
 
@@ -87,6 +104,12 @@ def test_a_detour_lengthens_without_changing_the_answer() -> None:
     trace = write_trace(PROBLEM, habits(detour=1.0), random.Random(2))
     assert re.match(r"Step by step: maybe \d\+\d=\d+, no, start over\. 4-1=3, then", trace.working)
     assert trace.answer == "8"
+
+
+def test_remarks_stand_behind_the_answer_and_change_nothing() -> None:
+    plain, long = (write_trace(PROBLEM, habits(remarks=share), random.Random(2)) for share in (0.0, 1.0))
+    assert long.working.startswith(plain.working) and long.answer == plain.answer
+    assert 2 <= long.working.removeprefix(plain.working).count(".") <= 4
 
 
 def test_documents_have_two_kinds_and_no_chat_markup() -> None:

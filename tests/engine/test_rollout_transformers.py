@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 
 from posttrain.config import Generation
 from posttrain.engine import canary, rollout_transformers
-from posttrain.engine.batching import pad
 from posttrain.engine.canary import check_canary, largest_difference
-from posttrain.engine.policy import Policy, sequence_logprobs
+from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
 from posttrain.engine.rollout_transformers import TransformersEngine, choose
 from posttrain.errors import ModelError, StageError
@@ -30,25 +29,13 @@ def prompts(count: int, seed: int = 0) -> list[Request]:
     return [Request(f"p{i}", tuple(rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 14)))) for i in range(count)]
 
 
-def trainer_difference(model: PreTrainedModel, rollouts: list[Rollout], temperature: float) -> float:
-    ids_BT, mask_BT = pad([rollout.prompt_ids + rollout.response_ids for rollout in rollouts])
-    with torch.no_grad():
-        trained_BT = sequence_logprobs(model, ids_BT, mask_BT, temperature=temperature)
-    worst = 0.0
-    for row, rollout in enumerate(rollouts):
-        start = len(rollout.prompt_ids)
-        wanted = trained_BT[row, start : start + len(rollout.response_ids)]
-        worst = max(worst, float((wanted - torch.tensor(rollout.logprobs)).abs().max()))
-    return worst
-
-
 @pytest.mark.parametrize("model", [micro_model(scale=2.0), llama_model()], ids=["qwen3", "llama"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.6])
 def test_logprobs_are_those_of_the_trainer(model: PreTrainedModel, temperature: float) -> None:
     generation = Generation(temperature=temperature, max_new_tokens=70)
     # Several stop ids, so that rows end at different times, leave, and the room for the cache is enlarged twice.
     rollouts = engine_of(model).generate(prompts(7), samples=3, generation=generation, seed=4, stop_ids=(2, 3))
-    assert trainer_difference(model, rollouts, temperature or 1.0) < 1e-4
+    assert largest_difference(rollouts, model, temperature=temperature or 1.0) < 1e-4
     assert len({len(rollout.response_ids) for rollout in rollouts}) > 3 or temperature == 0
 
 

@@ -1,6 +1,7 @@
 """Two training processes on this machine, as a launcher would start them: `python -m tests.engine.two_ranks FOLDER`.
 
-Rank 0 takes three of the four micro-batches and rank 1 one, so that the ranks also differ in their number.
+Rank 0 takes three of the four micro-batches and rank 1 one, so that the ranks also differ in their number. Each also
+saves its part of a checkpoint and reads it back.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from tests.engine.conftest import micro_model
 from tests.engine.training import batch, loss_fn, trainer_of, weights
 
@@ -31,6 +33,9 @@ def train(rank: int, port: int, folder: Path) -> None:
             "tokens": [s.metrics["tokens"] for s in stats],
             "weights": weights(trainer),
         }
+        save_checkpoint(folder / "checkpoints", zero_stage, {"rank": rank})
+        found = latest_checkpoint(folder / "checkpoints")
+        assert found == (zero_stage, {"rank": rank}), found
         torch.save(result, folder / f"{zero_stage}-{rank}.pt")
 
 
@@ -43,7 +48,7 @@ def main() -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(90)
+        process.join(240)
     sys.exit(any(process.exitcode != 0 for process in ranks))
 
 

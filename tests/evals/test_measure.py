@@ -15,6 +15,7 @@ from posttrain.records import Problem, Rollout, Verdict
 SECTION = config.Evaluate(
     samples=2,
     generation=config.Generation(temperature=1.0, max_new_tokens=200),
+    no_think_tokens=8,
     pass_at=(1,),
     budgets=(0, 5, 1000),
     bootstrap=10,

@@ -22,7 +22,7 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes(tmp_path: Pat
     shutil.copy(ROOT / "prefect.toml", chain)
     (chain / "b.wait").touch()
     flow = subprocess.Popen(FLOW, cwd=chain, env=environment(POSTTRAIN_TRACKING="on"), stdout=subprocess.DEVNULL)
-    assert wait_for((chain / "b.started").exists, 120.0)
+    assert wait_for((chain / "b.started").exists, 300.0)
     assert alive("stage.py b models/a/text")
     flow.kill()
     flow.wait()

@@ -57,7 +57,7 @@ def test_kill_9_of_the_owner_ends_the_whole_tree(tmp_path: Path) -> None:
     mark, started = f"tree-{os.getpid()}-kill", tmp_path / "started"
     command = [sys.executable, "-c", OWNER, sys.executable, "-c", TREE, mark, str(started)]
     owner = subprocess.Popen(command, env=environment())
-    assert wait_for(started.exists, 20.0)
+    assert wait_for(started.exists, 60.0)
     assert len(alive(mark)) >= 4, "owner, guard, command and its two children"
     owner.kill()
     owner.wait()
@@ -76,7 +76,8 @@ def test_a_command_is_asked_before_it_is_killed(tmp_path: Path) -> None:
     said = tmp_path / "said"
     program = (
         "import signal, sys, time, pathlib\n"
-        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(said)!r}).write_text('last word'), sys.exit(0)))\n"
+        f"said = pathlib.Path({str(said)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (said.write_text('last word'), sys.exit(0)))\n"
         "print('ready', flush=True); time.sleep(300)\n"
     )
     process = guarded([sys.executable, "-c", program], environment=environment())
@@ -91,7 +92,7 @@ def test_a_signal_to_the_guard_ends_its_command(tmp_path: Path) -> None:
     mark = f"tree-{os.getpid()}-term"
     started = tmp_path / "started"
     process = guarded([sys.executable, "-c", TREE, mark, str(started)], environment=environment())
-    assert wait_for(started.exists, 20.0)
+    assert wait_for(started.exists, 60.0)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(15) == 143
     assert wait_for(lambda: not alive(mark), 5.0)

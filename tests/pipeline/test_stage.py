@@ -76,7 +76,7 @@ def test_a_stage_that_runs_already_is_refused_with_its_pid(output: io.StringIO) 
     by_hand = subprocess.Popen(
         [sys.executable, "stage.py", "b", "models/a/text", "models/b"], env=environment(), stderr=subprocess.PIPE
     )
-    assert wait_for(Path("b.started").exists, 20.0)
+    assert wait_for(Path("b.started").exists, 60.0)
     with pytest.raises(StageLockedError, match=f"^b: already running: pid {by_hand.pid}$"):
         call("b", output)
     again = run(Path.cwd(), sys.executable, "stage.py", "b", "models/a/text", "models/b")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STAGE = '''
+STAGE = """
 import sys, time
 from pathlib import Path
 from posttrain.job import open_job
@@ -30,7 +30,7 @@ with open_job(stage) as job:
     with job.publish(Path(target)) as folder:
         (folder / "text").write_text(text + stage + str(job.params.seed))
     job.report({"length": len(text), "think": {"avg": {"value": 0.5, "low": 0.4, "high": 0.6}}})
-'''
+"""
 
 PIPELINE = """
 stages:
@@ -83,5 +83,5 @@ def make_chain(folder: Path) -> Path:
 def run(folder: Path, *command: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """A command in the chain's folder, to its end."""
     return subprocess.run(
-        command, cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=300, check=False
     )
