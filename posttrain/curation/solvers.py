@@ -100,8 +100,20 @@ def solve_simple_equations(metadata: dict[str, Any]) -> Solution:
     return Solution(tuple(steps), (Term(f"+{leap}/{factor}", value // factor),))
 
 
+def solve_gcd(metadata: dict[str, Any]) -> Solution:
+    """Euclid: the remainder of the larger by the smaller, until nothing is left."""
+    larger, smaller = max(metadata["numbers"]), min(metadata["numbers"])
+    leap = f"+gcd({larger},{smaller})"
+    steps = []
+    while smaller:
+        steps.append(Step(f"{larger}%{smaller}", larger % smaller))
+        larger, smaller = smaller, larger % smaller
+    return Solution((*steps, Step(f"gcd({larger},0)", larger)), (Term(leap, larger),))
+
+
 SOLVERS: dict[str, Callable[[dict[str, Any]], Solution]] = {
     "chain_sum": solve_chain_sum,
+    "gcd": solve_gcd,
     "leg_counting": solve_leg_counting,
     "simple_equations": solve_simple_equations,
 }
