@@ -341,9 +341,8 @@ def decode(
     device = hidden_PC.device
     cache.start(rows_P)
     prompt_of_row = np.repeat(np.arange(len(prompts)), rows_P)
-    rows = len(prompt_of_row)
-    logits_BV = head(hidden_PC)[torch.from_numpy(prompt_of_row).to(device)]
-    position_B = lengths_P[torch.from_numpy(prompt_of_row).to(device)]
+    rows, owner_B = len(prompt_of_row), torch.from_numpy(prompt_of_row).to(device)
+    logits_BV, position_B = head(hidden_PC)[owner_B], lengths_P[owner_B]
     tokens_BT = torch.zeros((rows, max_new_tokens), dtype=torch.int64, device=device)
     logprobs_BT = torch.zeros((rows, max_new_tokens), dtype=torch.float32, device=device)
     lengths_B = torch.full((rows,), max_new_tokens, dtype=torch.int64, device=device)
