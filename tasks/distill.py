@@ -50,7 +50,7 @@ def teacher_examples(job: Job, teacher: Policy, problems: list[Problem]) -> list
         job.note(f"teacher, {mode}: {len(right)} of {len(asked) * section.samples} samples are right and well-formed")
     engine.close()
     if not examples:
-        raise StageError("distill: no sample of the teacher is right and well-formed, wanted at least one")
+        raise StageError("no sample of the teacher is right and well-formed, wanted at least one")
     return examples
 
 

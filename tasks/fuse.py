@@ -22,7 +22,7 @@ def thoughts(job: Job, samples: list[Sample]) -> list[Conversation]:
     rng = random.Random(job.seed)
     kept = [s for s in samples if s.correct and s.parts.well_formed and not s.mixed and s.parts.thinking]
     if not kept:
-        raise StageError(f"fuse: none of {len(samples)} samples is right and well-formed, wanted at least one")
+        raise StageError(f"none of {len(samples)} samples is right and well-formed, wanted at least one")
     return [
         think_example(
             s.problem, s.parts.thinking or "", s.problem.answer, name=f"think{i}", flag=rng.choice(THINK_FLAGS)

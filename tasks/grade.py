@@ -44,7 +44,7 @@ def main() -> None:
         ]
         if len(kept) < job.params.grpo.prompts_per_step:
             raise StageError(
-                f"grade: {len(kept)} of {len(graded)} prompts have a pass rate from {section.min_pass_rate} to "
+                f"{len(kept)} of {len(graded)} prompts have a pass rate from {section.min_pass_rate} to "
                 f"{section.max_pass_rate}, wanted at least grpo.prompts_per_step = {job.params.grpo.prompts_per_step}"
             )
         with job.publish(Path("data/graded")) as folder:

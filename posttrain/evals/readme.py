@@ -1,8 +1,9 @@
-"""The table of results in README.md, written from reports/evaluate/*.json.
+"""The table of results in README.md and the picture above it, written from reports/evaluate/*.json.
 
     python -m posttrain.evals.readme
 
-A number in the README is never typed: a test compares the block between the markers with what the reports say.
+A number in the README is never typed: a test compares the block between the markers, and docs/chain.svg, with what the
+reports say. Without reports there is no picture.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.chain import MODELS
+from posttrain.evals.chain_figure import chain_svg
 from posttrain.evals.inputs import Source, read_source
 from posttrain.files import write_atomic
 from posttrain.records import DataError
 
 README = Path("README.md")
+PICTURE = Path("docs/chain.svg")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 COMMAND = "python -m posttrain.evals.readme"
 NOTHING = f"run `make run` and `{COMMAND}`"
@@ -111,8 +114,11 @@ def _number(value: float | None) -> str:
 def main() -> int:
     try:
         text = README.read_text(encoding="utf-8")
-        block = results_block(read_evaluations(Path("reports/evaluate")))
+        evaluations = read_evaluations(Path("reports/evaluate"))
+        block = results_block(evaluations)
         write_atomic(README, with_block(text, block))
+        if evaluations:
+            write_atomic(PICTURE, chain_svg(evaluations))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

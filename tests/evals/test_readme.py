@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.evals import readme
+from posttrain.evals.chain_figure import chain_svg
 from posttrain.records import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -92,11 +93,13 @@ def test_command_writes_what_the_reports_say(
     Path("README.md").write_text(f"top\n{readme.BEGIN}\n{readme.NOTHING}\n{readme.END}\n", encoding="utf-8")
     assert readme.main() == 0
     assert readme.block_of(Path("README.md").read_text(encoding="utf-8")) == readme.NOTHING
+    assert not readme.PICTURE.exists()
     folder = Path("reports/evaluate")
     folder.mkdir(parents=True)
     (folder / "grpo.json").write_text(json.dumps(report("grpo")), encoding="utf-8")
     assert readme.main() == 0
     assert f"| grpo {ROW}\n\n600 held-out questions, 8 samples each" in Path("README.md").read_text(encoding="utf-8")
+    assert readme.PICTURE.read_text(encoding="utf-8") == chain_svg({"grpo": report("grpo")})
     Path("README.md").write_text("no markers", encoding="utf-8")
     assert readme.main() == 2
     assert "wanted the markers" in capsys.readouterr().err
@@ -106,3 +109,11 @@ def test_readme_of_this_repository_says_what_its_reports_say() -> None:
     """Without reports the block is one line that says how to get them; with any, it is exactly their table."""
     block = readme.block_of((ROOT / "README.md").read_text(encoding="utf-8"))
     assert block == readme.results_block(readme.read_evaluations(ROOT / "reports/evaluate"))
+
+
+def test_picture_of_this_repository_shows_what_its_reports_say() -> None:
+    """Without reports there is none."""
+    evaluations = readme.read_evaluations(ROOT / "reports/evaluate")
+    picture = ROOT / readme.PICTURE
+    shown = picture.read_text(encoding="utf-8") if picture.is_file() else None
+    assert shown == (chain_svg(evaluations) if evaluations else None)
