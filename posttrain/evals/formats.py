@@ -9,6 +9,9 @@ from markupsafe import Markup, escape
 from posttrain.rewards.language import script_of
 
 
+NOTHING = "\N{EN DASH}"
+
+
 def highlight(text: str, script: str) -> Markup:
     """The text, escaped, with runs of words of any other script marked."""
     pieces: list[Markup] = []
@@ -33,6 +36,16 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def share(part: float, whole: float) -> str:
+    """`part` in per cent of `whole`; a dash where there is nothing to have a share of."""
+    return percent(part / whole) if whole else NOTHING
+
+
+def growth(before: float, after: float) -> str:
+    """By how many per cent a number grew, signed; a dash where it started from nothing."""
+    return f"{signed(after / before - 1)} %" if before else NOTHING
+
+
 def signed(value: float) -> str:
     """A difference of shares in points, with a true minus sign."""
     return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
@@ -43,7 +56,7 @@ def interval(value: Mapping[str, float]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def millions(parameters: float) -> str:

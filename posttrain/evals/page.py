@@ -18,7 +18,7 @@ from posttrain.chat.split import split_response
 from posttrain.chat.template import END_OF_TEXT, THINK_OPEN, TURN_END
 from posttrain.evals import figures
 from posttrain.evals.figures import Line
-from posttrain.evals.formats import highlight, interval, millions, number, percent, signed
+from posttrain.evals.formats import growth, highlight, interval, millions, number, percent, share, signed
 from posttrain.evals.inputs import Inputs, Source
 from posttrain.evals.intervals import wilson
 from posttrain.evals.rows import ModeSamples, QuestionRow
@@ -155,7 +155,7 @@ def tiles(inputs: Inputs) -> list[dict[str, str]]:
     modes = [fuse.need(f"{mode}.avg.value") for mode in MODES]
     win = inputs.stages["align"].need("win_rate")
     errors = [model.need("think.ece") for model in (sft, teacher)]
-    kept = student.need("think.avg.value") / teacher.need("think.avg.value")
+    kept = share(student.need("think.avg.value"), teacher.need("think.avg.value"))
     small = student.need("parameters")
     size = small / teacher.need("parameters")
     rows = (
@@ -171,7 +171,7 @@ def tiles(inputs: Inputs) -> list[dict[str, str]]:
         ),
         (
             "Length reward",
-            f"{signed(tokens[1] / tokens[0] - 1)} % tokens",
+            f"{growth(tokens[0], tokens[1])} tokens",
             f"of right answers, from {number(tokens[0])} to {number(tokens[1])}; accuracy {signed(change)} points",
         ),
         (
@@ -191,7 +191,7 @@ def tiles(inputs: Inputs) -> list[dict[str, str]]:
         ),
         (
             "The student keeps",
-            percent(kept),
+            kept,
             f"of the teacher's accuracy with {percent(size)} of its parameters ({millions(small)})",
         ),
         (
