@@ -8,7 +8,6 @@ from markupsafe import Markup, escape
 
 from posttrain.rewards.language import script_of
 
-
 NOTHING = "\N{EN DASH}"
 
 
