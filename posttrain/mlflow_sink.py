@@ -200,7 +200,10 @@ def open_store(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         if found is not None:
             return client, found.experiment_id
         location = (Path("mlartifacts") / experiment.replace("/", "-")).absolute().as_uri()
-        return client, client.create_experiment(experiment, location if uri.startswith("sqlite:") else None)
+        # Without a kind the UI takes an experiment for one of traces and opens on a page that has no runs.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        store = location if uri.startswith("sqlite:") else None
+        return client, client.create_experiment(experiment, store, tags=tags)
 
 
 def _make_database(uri: str) -> None:
