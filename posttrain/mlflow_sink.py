@@ -200,10 +200,7 @@ def open_store(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         if found is not None:
             return client, found.experiment_id
         location = (Path("mlartifacts") / experiment.replace("/", "-")).absolute().as_uri()
-        # Without a kind the UI takes an experiment for one of traces and opens on a page that has no runs.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        store = location if uri.startswith("sqlite:") else None
-        return client, client.create_experiment(experiment, store, tags=tags)
+        return client, client.create_experiment(experiment, location if uri.startswith("sqlite:") else None)
 
 
 def _make_database(uri: str) -> None:
