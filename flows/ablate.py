@@ -17,13 +17,10 @@ from typing import Any
 
 import yaml
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.execution import prefect_server, prepare
-from flows.gates import GateFailed
+from flows.execution import run_program
 from flows.post_train import STAGES, post_train
 from posttrain.config import ConfigError, parse_params
-from posttrain.errors import StageError
 from posttrain.files import write_atomic
 
 PARAMS = Path("params.yaml")
@@ -74,17 +71,11 @@ def main() -> int:
     parser.add_argument("--set", action="append", required=True, metavar="KEY=VALUE[,VALUE...]", dest="settings")
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help="the last stage to run")
     arguments = parser.parse_args()
-    try:
-        prepare()
-        with temporary_settings({PREFECT_API_URL: prefect_server()}):
-            ablate(arguments.settings, arguments.stop_after)
-    except (StageError, ConfigError, GateFailed) as error:
-        print(f"\nThe grid stopped. {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; params.yaml is as it was.", file=sys.stderr)
-        return 130
-    return 0
+    return run_program(
+        lambda: ablate(arguments.settings, arguments.stop_after),
+        stopped="The grid stopped.",
+        interrupted="params.yaml is as it was.",
+    )
 
 
 if __name__ == "__main__":

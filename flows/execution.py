@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.gates import check_gates
+from flows.gates import GateFailed, check_gates
 from posttrain import tracking
-from posttrain.config import load_params
+from posttrain.config import ConfigError, load_params
+from posttrain.errors import StageError
 from posttrain.guard import guarded, last_lines
 from posttrain.job import report_metrics, report_path
 from posttrain.progress import Display, model_table
@@ -129,6 +131,21 @@ def prepare() -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
             handler.setLevel(logging.CRITICAL)
+
+
+def run_program(flow: Callable[[], None], *, stopped: str, interrupted: str) -> int:
+    """Run a flow on a server of its own; the exit code, after one message for a person where it did not end well."""
+    try:
+        prepare()
+        with temporary_settings({PREFECT_API_URL: prefect_server()}):
+            flow()
+    except (StageError, ConfigError, GateFailed) as error:
+        print(f"\n{stopped} {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; {interrupted}", file=sys.stderr)
+        return 130
+    return 0
 
 
 _SERVERS: list[subprocess.Popen[bytes]] = []

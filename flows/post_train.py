@@ -14,13 +14,9 @@ import argparse
 import sys
 
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.execution import closing_words, open_execution, prefect_server, prepare
-from flows.gates import GateFailed
+from flows.execution import closing_words, open_execution, run_program
 from posttrain.chain import MODELS
-from posttrain.config import ConfigError
-from posttrain.errors import StageError
 
 STAGES = (
     "base", "curate", "evaluate@base", "sft", "evaluate@sft", "grade", "grpo", "evaluate@grpo", "fuse", "evaluate@fuse",
@@ -59,17 +55,11 @@ def main() -> int:
     parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help="the last stage to run")
     parser.add_argument("--force", nargs="+", choices=STAGES, default=[], metavar="STAGE", help="run even if unchanged")
     arguments = parser.parse_args()
-    try:
-        prepare()
-        with temporary_settings({PREFECT_API_URL: prefect_server()}):
-            post_train(arguments.stop_after, arguments.force)
-    except (StageError, ConfigError, GateFailed) as error:
-        print(f"\nThe chain stopped. {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; the next run continues from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+    return run_program(
+        lambda: post_train(arguments.stop_after, arguments.force),
+        stopped="The chain stopped.",
+        interrupted="the next run continues from the last checkpoint.",
+    )
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@ from __future__ import annotations
 import sys
 
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.execution import open_execution, prefect_server, prepare
-from flows.gates import GateFailed
-from posttrain.errors import StageError
+from flows.execution import open_execution, run_program
 
 STAGES = ("a", "b", "evaluate@b")
 
@@ -23,14 +20,7 @@ def toy(force: list[str]) -> None:
 
 
 def main() -> int:
-    try:
-        prepare()
-        with temporary_settings({PREFECT_API_URL: prefect_server()}):
-            toy(sys.argv[2:])
-    except (StageError, GateFailed) as error:
-        print(f"The chain stopped. {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(lambda: toy(sys.argv[2:]), stopped="The chain stopped.", interrupted="")
 
 
 if __name__ == "__main__":
