@@ -343,6 +343,10 @@ class RewardModel(Section):
 
 class Align(Section):
     method: Literal["dpo"]
+    rounds: Count
+    """The first on the pairs of stage `prefer`, each further one on fresh pairs of the policy itself."""
+    round_problems: Count
+    """Prompts from which a further round makes its pairs."""
     beta: Positive
     optimizer: Optimizer
     epochs: Positive

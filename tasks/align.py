@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.engine.policy import Policy, load_policy, save_policy
-from posttrain.engine.rollout import make_engine
 from posttrain.job import Job, open_job
-from posttrain.loops.pairs import judged_win_rate
+from posttrain.loops.pairs import judged_win_rate, make_pairs
 from posttrain.loops.preference import run_dpo
 from posttrain.loops.rl import frozen_copy
-from posttrain.loops.sample import Sample, sample_problems
+from posttrain.loops.rounds import Summary, run_rounds
+from posttrain.loops.sample import Sample, sample_policy
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score
 from posttrain.records import Pair, Problem, read_jsonl
 
 METHODS = {"dpo": run_dpo}
@@ -18,18 +21,49 @@ METHODS = {"dpo": run_dpo}
 
 def answers(job: Job, policy: Policy, problems: list[Problem]) -> list[list[Sample]]:
     """Thinking answers to the held-out prompts, with the same draws for every policy."""
-    engine = make_engine(policy, job.params.engine, job.system)
-    groups = sample_problems(
-        engine,
-        policy.tokenizer,
+    return sample_policy(
+        policy,
         problems,
         mode="think",
         samples=job.params.probe.samples,
         generation=job.params.probe.generation,
         seed=job.seed,
+        engine=job.params.engine,
+        machine=job.system,
     )
-    engine.close()
-    return groups
+
+
+def fresh_pairs(job: Job, policy: Policy, number: int) -> list[Pair]:
+    """Pairs of the policy's own answers to prompts drawn for this round, made and judged as in stage prefer."""
+    section = job.params.prefer
+    train = read_jsonl(Path("data/curated/train.jsonl"), Problem)
+    groups = sample_policy(
+        policy,
+        random.Random(f"{job.seed}:{number}").sample(train, min(job.params.align.round_problems, len(train))),
+        mode="think",
+        samples=section.samples,
+        generation=section.generation,
+        seed=job.seed + number,
+        engine=job.params.engine,
+        machine=job.system,
+    )
+    return make_pairs(
+        groups,
+        per_problem=section.max_pairs_per_problem,
+        flip_rate=section.flip_rate,
+        heldout_share=section.heldout_share,
+        seed=job.seed + number,
+    )
+
+
+def divergence(policy: Policy, before: Policy, groups: Sequence[Sequence[Sample]]) -> float:
+    """KL(policy || before) in nats per response, estimated (k1) on samples of `policy`."""
+    responses = [(s.rollout.prompt_ids, s.rollout.response_ids) for group in groups for s in group]
+    sums = [
+        sum(float(row.sum()) for row in score(p.model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS, temperature=1))
+        for p in (policy, before)
+    ]
+    return (sums[0] - sums[1]) / len(responses)
 
 
 def main() -> None:
@@ -37,23 +71,41 @@ def main() -> None:
         section = job.params.align
         policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
         before = Policy(frozen_copy(policy.model), policy.tokenizer)
-        pairs = read_jsonl(Path("data/preferences/pairs.jsonl"), Pair)
         heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)[: section.win_problems]
-        summary = METHODS[section.method](
+
+        def train(pairs: Sequence[Pair], number: int, done: int) -> Summary:
+            return METHODS[section.method](
+                policy,
+                pairs,
+                section=section,
+                engine=job.params.engine,
+                seed=job.seed + number,
+                log=lambda metrics, step: job.log(metrics, step=done + step),
+                checkpoints=job.checkpoints / f"round-{number}",
+                save_every=50,
+            )
+
+        rounds = run_rounds(
             policy,
-            pairs,
-            section=section,
-            engine=job.params.engine,
-            seed=job.seed,
-            log=job.log,
-            checkpoints=job.checkpoints,
-            save_every=50,
+            read_jsonl(Path("data/preferences/pairs.jsonl"), Pair),
+            rounds=section.rounds,
+            fresh=lambda number: fresh_pairs(job, policy, number),
+            train=train,
+            checkpoints=job.checkpoints / "rounds",
         )
-        win = judged_win_rate(answers(job, policy, heldout), answers(job, before, heldout), seed=job.seed)
+        ours = answers(job, policy, heldout)
+        win = judged_win_rate(ours, answers(job, before, heldout), seed=job.seed)
         with job.publish(Path("models/align")) as folder:
             save_policy(policy, folder)
         job.note(f"win rate over the fused model {win['value']:.3f} [{win['low']:.3f}, {win['high']:.3f}]")
-        job.report({"method": section.method, "win_rate": win, **summary})
+        job.report(
+            {
+                "method": section.method,
+                "win_rate": win,
+                "kl_sequence": divergence(policy, before, ours),
+                "rounds": rounds,
+            }
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from posttrain.errors import StageError
 from posttrain.job import Job, open_job
 from posttrain.loops.distill import run_distill
 from posttrain.loops.heldout import look_at_heldout
+from posttrain.loops.rl import run_rl
 from posttrain.loops.sample import sample_problems
 from posttrain.loops.sft import run_sft
-from posttrain.records import MODES, Conversation, Problem, read_jsonl
+from posttrain.records import MODES, Conversation, Mode, Problem, read_jsonl
 
 
 def teacher_examples(job: Job, teacher: Policy, problems: list[Problem]) -> list[Conversation]:
@@ -54,8 +56,10 @@ def teacher_examples(job: Job, teacher: Policy, problems: list[Problem]) -> list
     return examples
 
 
-def look(job: Job, policy: Policy, problems: list[Problem]) -> dict[str, dict[str, float]]:
-    """Both modes on all held-out problems, so that two students can be told apart."""
+def look(
+    job: Job, policy: Policy, problems: list[Problem], modes: tuple[Mode, ...] = MODES
+) -> dict[str, dict[str, float]]:
+    """All held-out problems, so that two students can be told apart."""
     engine = make_engine(policy, job.params.engine, job.system)
     result: dict[str, dict[str, float]] = {
         mode: look_at_heldout(
@@ -67,10 +71,37 @@ def look(job: Job, policy: Policy, problems: list[Problem]) -> dict[str, dict[st
             generation=job.params.probe.generation,
             seed=job.seed,
         )
-        for mode in MODES
+        for mode in modes
     }
     engine.close()
     return result
+
+
+def student_by_rl(job: Job, start: Policy, problems: list[Problem], heldout: list[Problem]) -> dict[str, float]:
+    """The other way to a better student: RL on verified rewards from the same start, with as many samples.
+
+    It keeps no model; what it reaches is what the on-policy phase is compared with.
+    """
+    rl, distill = job.params.grpo, job.params.distill
+    steps = distill.on_policy_steps * distill.prompts_per_step // (rl.prompts_per_step * rl.group_size)
+    section = rl.model_copy(update={"steps": steps, "sampling": "uniform"})
+    policy = Policy(copy.deepcopy(start.model), start.tokenizer)
+    engine = make_engine(policy, job.params.engine, job.system)
+    run_rl(
+        policy,
+        problems,
+        section=section,
+        rollouts=engine,
+        engine=job.params.engine,
+        seed=job.seed,
+        log=lambda metrics, step: None,
+        checkpoints=job.checkpoints / "rl",
+        measure=dict,
+        measure_at=(),
+    )
+    engine.close()
+    job.note(f"the same student by RL: {steps} steps of {rl.prompts_per_step * rl.group_size} samples")
+    return look(job, policy, heldout, ("think",))["think"]
 
 
 def main() -> None:
@@ -97,6 +128,7 @@ def main() -> None:
             save_every=50,
         )
         before = look(job, student, heldout)
+        by_rl = student_by_rl(job, student, problems, heldout)
         rollouts = make_engine(student, engine, job.system)
         done = int(off_policy["steps"])
         on_policy = run_distill(
@@ -122,7 +154,12 @@ def main() -> None:
                 "examples": len(examples),
                 "off_policy": off_policy,
                 "on_policy": on_policy,
-                "heldout": {"before_on_policy": before, "after_on_policy": after, "teacher": of_teacher},
+                "heldout": {
+                    "before_on_policy": before,
+                    "after_on_policy": after,
+                    "by_rl": {"think": by_rl},
+                    "teacher": of_teacher,
+                },
             }
         )
 

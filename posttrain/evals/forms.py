@@ -16,6 +16,8 @@ from posttrain.chat.split import extract_answer, split_response
 from posttrain.chat.template import (
     END_OF_TEXT,
     SPECIAL_TOKENS,
+    THINK_CLOSE,
+    THINK_OPEN,
     TURN_END,
     decode_ids,
     direct_prompt,
@@ -70,7 +72,10 @@ class Form(Protocol):
         """The answer sampled after a stop."""
 
     def follows(self, rollout: Rollout, mode: Mode) -> bool:
-        """Whether the think block is empty exactly when the flag asked for that; a missing block follows nothing."""
+        """Whether the think block is empty exactly when the flag asked for that; a missing block follows nothing.
+
+        The start of a response is enough: a thought that has begun is one, closed or not.
+        """
 
 
 class ChatForm:
@@ -108,9 +113,11 @@ class ChatForm:
         return extract_answer(decode_ids(self._tokenizer, rollout.response_ids), require_think_closed=False)
 
     def follows(self, rollout: Rollout, mode: Mode) -> bool:
-        text = decode_ids(self._tokenizer, rollout.response_ids)
-        thinking = split_response(text, mode).thinking
-        return thinking is not None and bool(thinking) == (mode == "think")
+        before, opened, rest = decode_ids(self._tokenizer, rollout.response_ids).partition(THINK_OPEN)
+        if not opened or before.strip():
+            return False
+        thought, closed, _ = rest.partition(THINK_CLOSE)
+        return bool(thought.strip()) if mode == "think" else bool(closed) and not thought.strip()
 
     def _turn(self, prompt: str, mode: Mode) -> tuple[int, ...]:
         return tuple(render_prompt(self._tokenizer, [Message("user", prompt)], mode))

@@ -17,6 +17,9 @@ from posttrain.evals.forms import ChatForm, Form, PlainForm, Reading
 from posttrain.evals.rows import BudgetSample, ModeSamples, QuestionRow
 from posttrain.records import MODES, Mode, Problem, Rollout, Verdict
 
+FLAG_TOKENS = 16
+"""Tokens of a response that show whether its think block is empty."""
+
 Verify = Callable[[Problem, str | None], Verdict]
 
 
@@ -92,7 +95,9 @@ def evaluate_model(
         note(f"{mode}: {right} of {len(problems) * section.samples} samples right")
     firsts = [group[0] for group in rollouts["think"]]
     budgets = [
-        _at_budget(budget, problems, firsts, modes, form, check, sample, draw=10 + place)
+        _at_budget(
+            budget, problems, firsts, modes, form, check, sample, draw=10 + place, at_most=section.no_think_tokens
+        )
         for place, budget in enumerate(section.budgets)
     ]
     follows = _follows(problems, form, sample)
@@ -137,13 +142,14 @@ def _at_budget(
     sample: _Sampler,
     *,
     draw: int,
+    at_most: int,
 ) -> list[BudgetSample]:
-    """The first thought of every question at one budget."""
+    """The first thought of every question at one budget; an answer that is forced has the room of a direct one."""
     if budget == 0:
         return [BudgetSample(0, samples.correct[0], True) for samples in modes["no_think"]]
     stops = [form.stop(rollout, budget) for rollout in firsts]
     forced = [q for q, stop in enumerate(stops) if stop.forced]
-    answers = sample([(problems[q].id, stops[q].prompt_ids) for q in forced], samples=1, draw=draw)
+    answers = sample([(problems[q].id, stops[q].prompt_ids) for q in forced], samples=1, draw=draw, at_most=at_most)
     correct = [samples.correct[0] for samples in modes["think"]]
     for q, group in zip(forced, answers, strict=True):
         correct[q] = check(problems[q], form.read_forced(group[0]))
@@ -158,5 +164,6 @@ def _follows(problems: Sequence[Problem], form: Form, sample: _Sampler) -> list[
         prompts = [(problem.id, ids) for problem, ids in zip(problems, asked, strict=True) if ids is not None]
         if not prompts:
             return [() for _ in problems]
-        columns.append([form.follows(group[0], mode) for group in sample(prompts, samples=1, draw=draw)])
+        groups = sample(prompts, samples=1, draw=draw, at_most=FLAG_TOKENS)
+        columns.append([form.follows(group[0], mode) for group in groups])
     return [tuple(flags) for flags in zip(*columns, strict=True)]

@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain.chat.split import Parts, extract_answer, split_response
 from posttrain.chat.template import decode_ids, render_prompt, special_id, with_flag
-from posttrain.config import Generation
-from posttrain.engine.rollout import Request, RolloutEngine
+from posttrain.config import Engine, Generation
+from posttrain.engine.policy import Policy
+from posttrain.engine.rollout import Request, RolloutEngine, make_engine
 from posttrain.records import Message, Mode, Problem, Rollout, Verdict
 from posttrain.rewards.language import is_mixed, main_script
 from posttrain.rewards.verifiers import verify
+from posttrain.system import System
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,26 @@ def sample_problems(
         [read_sample(tokenizer, problem, mode, rollout) for rollout in group]
         for problem, group in zip(problems, groups, strict=True)
     ]
+
+
+def sample_policy(
+    policy: Policy,
+    problems: Sequence[Problem],
+    *,
+    mode: Mode,
+    samples: int,
+    generation: Generation,
+    seed: int,
+    engine: Engine,
+    machine: System,
+) -> list[list[Sample]]:
+    """`sample_problems` with an engine of its own, for a stage that samples once."""
+    rollouts = make_engine(policy, engine, machine)
+    groups = sample_problems(
+        rollouts, policy.tokenizer, problems, mode=mode, samples=samples, generation=generation, seed=seed
+    )
+    rollouts.close()
+    return groups
 
 
 def read_sample(tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: Mode, rollout: Rollout) -> Sample:

@@ -20,7 +20,7 @@ def pairs(copies: int = 3) -> list[Pair]:
 def section(**changes) -> config.Align:
     base = {
         "method": "dpo", "beta": 0.5, "optimizer": optimizer(0.002).model_dump(), "epochs": 4.0, "batch_pairs": 4,
-        "sft_weight": 0.0, "win_problems": 1,
+        "sft_weight": 0.0, "win_problems": 1, "rounds": 1, "round_problems": 4,
     }  # fmt: skip
     return config.Align.model_validate(base | changes, strict=False)
 
