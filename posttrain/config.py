@@ -370,6 +370,8 @@ class Distill(Section):
     on_policy_steps: Annotated[int, Field(ge=0)]
     prompts_per_step: Count
     kl: Literal["reverse", "forward"]
+    look_problems: Count
+    """Held-out problems on which the student is compared with itself before the on-policy phase, and by RL."""
 
 
 class Evaluate(Section):

@@ -11,11 +11,12 @@ from posttrain.curation.conversations import NO_THINK_FLAGS, THINK_FLAGS, no_thi
 from posttrain.engine.policy import Policy, count_parameters, load_policy, save_policy
 from posttrain.engine.rollout import make_engine
 from posttrain.errors import StageError
+from posttrain.evals.intervals import paired_difference, resample
 from posttrain.job import Job, open_job
 from posttrain.loops.distill import run_distill
-from posttrain.loops.heldout import look_at_heldout
+from posttrain.loops.heldout import describe
 from posttrain.loops.rl import run_rl
-from posttrain.loops.sample import sample_problems
+from posttrain.loops.sample import Sample, sample_policy, sample_problems
 from posttrain.loops.sft import run_sft
 from posttrain.records import MODES, Conversation, Mode, Problem, read_jsonl
 
@@ -56,31 +57,30 @@ def teacher_examples(job: Job, teacher: Policy, problems: list[Problem]) -> list
     return examples
 
 
-def look(
-    job: Job, policy: Policy, problems: list[Problem], modes: tuple[Mode, ...] = MODES
-) -> dict[str, dict[str, float]]:
-    """All held-out problems, so that two students can be told apart."""
-    engine = make_engine(policy, job.params.engine, job.system)
-    result: dict[str, dict[str, float]] = {
-        mode: look_at_heldout(
-            engine,
-            policy.tokenizer,
-            problems,
-            mode=mode,
-            samples=job.params.probe.samples,
-            generation=job.params.probe.generation,
-            seed=job.seed,
-        )
-        for mode in modes
-    }
-    engine.close()
-    return result
+def answers(job: Job, policy: Policy, problems: list[Problem], mode: Mode) -> list[list[Sample]]:
+    """Answers to the held-out problems, with the same draws for every model."""
+    return sample_policy(
+        policy,
+        problems,
+        mode=mode,
+        samples=job.params.probe.samples,
+        generation=job.params.probe.generation,
+        seed=job.seed,
+        engine=job.params.engine,
+        machine=job.system,
+    )
 
 
-def student_by_rl(job: Job, start: Policy, problems: list[Problem], heldout: list[Problem]) -> dict[str, float]:
+def difference(job: Job, ours: list[list[Sample]], theirs: list[list[Sample]]) -> dict[str, float]:
+    """Accuracy of `ours` minus that of `theirs` on the same problems, with its interval over them."""
+    rate, other = ([sum(s.correct for s in group) / len(group) for group in groups] for groups in (ours, theirs))
+    return paired_difference(rate, other, resample(len(ours), draws=10000, seed=job.seed)).to_json()
+
+
+def by_rl(job: Job, start: Policy, problems: list[Problem]) -> Policy:
     """The other way to a better student: RL on verified rewards from the same start, with as many samples.
 
-    It keeps no model; what it reaches is what the on-policy phase is compared with.
+    Nothing of it is kept but what it reaches, with which the on-policy phase is compared.
     """
     rl, distill = job.params.grpo, job.params.distill
     steps = distill.on_policy_steps * distill.prompts_per_step // (rl.prompts_per_step * rl.group_size)
@@ -101,7 +101,25 @@ def student_by_rl(job: Job, start: Policy, problems: list[Problem], heldout: lis
     )
     engine.close()
     job.note(f"the same student by RL: {steps} steps of {rl.prompts_per_step * rl.group_size} samples")
-    return look(job, policy, heldout, ("think",))["think"]
+    return policy
+
+
+def copied(job: Job, student: Policy, examples: list[Conversation]) -> dict[str, float]:
+    """The off-policy phase: the student learns the teacher's answers by heart."""
+    section = job.params.distill
+    return run_sft(
+        student,
+        [encode_example(student.tokenizer, example) for example in examples],
+        optimizer=section.sft_optimizer,
+        epochs=section.sft_epochs,
+        batch_tokens=section.batch_tokens,
+        sequence_length=section.sequence_length,
+        engine=job.params.engine,
+        seed=job.seed,
+        log=job.log,
+        checkpoints=job.checkpoints / "sft",
+        save_every=50,
+    )
 
 
 def main() -> None:
@@ -111,24 +129,12 @@ def main() -> None:
         student = load_policy(Path("models/base_student"), precision=engine.precision)
         install_template(student.tokenizer)
         train = read_jsonl(Path("data/curated/train.jsonl"), Problem)
-        heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)
+        heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)[: section.look_problems]
         problems = random.Random(job.seed).sample(train, min(section.problems, len(train)))
         examples = teacher_examples(job, teacher, problems)
-        off_policy = run_sft(
-            student,
-            [encode_example(student.tokenizer, example) for example in examples],
-            optimizer=section.sft_optimizer,
-            epochs=section.sft_epochs,
-            batch_tokens=section.batch_tokens,
-            sequence_length=section.sequence_length,
-            engine=engine,
-            seed=job.seed,
-            log=job.log,
-            checkpoints=job.checkpoints / "sft",
-            save_every=50,
-        )
-        before = look(job, student, heldout)
-        by_rl = student_by_rl(job, student, problems, heldout)
+        off_policy = copied(job, student, examples)
+        before = {mode: answers(job, student, heldout, mode) for mode in MODES}
+        rl = answers(job, by_rl(job, student, problems), heldout, "think")
         rollouts = make_engine(student, engine, job.system)
         done = int(off_policy["steps"])
         on_policy = run_distill(
@@ -144,24 +150,20 @@ def main() -> None:
             save_every=20,
         )
         rollouts.close()
-        after, of_teacher = look(job, student, heldout), look(job, teacher, heldout)
+        after = {mode: answers(job, student, heldout, mode) for mode in MODES}
         with job.publish(Path("models/distill")) as folder:
             save_policy(student, folder)
         sizes = {"teacher": count_parameters(teacher.model), "student": count_parameters(student.model)}
-        job.report(
-            {
-                "parameters": {**sizes, "ratio": sizes["student"] / sizes["teacher"]},
-                "examples": len(examples),
-                "off_policy": off_policy,
-                "on_policy": on_policy,
-                "heldout": {
-                    "before_on_policy": before,
-                    "after_on_policy": after,
-                    "by_rl": {"think": by_rl},
-                    "teacher": of_teacher,
-                },
-            }
-        )
+        looks = {
+            "before_on_policy": {mode: describe(before[mode]) for mode in MODES},
+            "after_on_policy": {mode: describe(after[mode]) for mode in MODES},
+            "by_rl": {"think": describe(rl)},
+            "on_policy_gain": difference(job, after["think"], before["think"]),
+            "on_policy_over_rl": difference(job, after["think"], rl),
+        }
+        parameters = {**sizes, "ratio": sizes["student"] / sizes["teacher"]}
+        found = {"examples": len(examples), "off_policy": off_policy, "on_policy": on_policy, "heldout": looks}
+        job.report({"parameters": parameters, **found})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain.config import Generation
 from posttrain.engine.rollout import RolloutEngine
-from posttrain.loops.sample import sample_problems
+from posttrain.loops.sample import Sample, sample_problems
 from posttrain.records import Mode, Problem
 
 
@@ -25,11 +25,14 @@ def look_at_heldout(
     generation: Generation,
     seed: int,
 ) -> dict[str, float]:
-    """Accuracy, tokens of all and of right answers, well-formed and mixed-language shares; the same draws each time.
+    """What `describe` says of `samples` answers to each problem; the same draws each time."""
+    return describe(
+        sample_problems(engine, tokenizer, problems, mode=mode, samples=samples, generation=generation, seed=seed)
+    )
 
-    `tokens_correct` is 0 where nothing is right.
-    """
-    groups = sample_problems(engine, tokenizer, problems, mode=mode, samples=samples, generation=generation, seed=seed)
+
+def describe(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
+    """Accuracy, tokens of all and of right answers (0 where none is), well-formed and mixed-language shares."""
     flat = [sample for group in groups for sample in group]
     right = [sample for sample in flat if sample.correct]
     return {

@@ -23,6 +23,7 @@ def section(**changes) -> config.Distill:
         "sft_optimizer": optimizer().model_dump(), "sft_epochs": 1.0, "batch_tokens": 100, "sequence_length": 100,
         "on_policy_optimizer": optimizer(0.005).model_dump(), "on_policy_steps": 6, "prompts_per_step": 4,
         "kl": "reverse",
+        "look_problems": 1,
     }  # fmt: skip
     return config.Distill.model_validate(base | changes, strict=False)
 
