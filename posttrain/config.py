@@ -318,6 +318,8 @@ class Fuse(Section):
     sequence_length: Count
     problems: Count
     samples: Count
+    select: Literal["all", "first", "shortest"]
+    """Which of a problem's right samples become thoughts; `shortest` is shortest rejection sampling."""
     generation: Generation
     no_think_share: Annotated[float, Field(ge=0.0, lt=1.0)]
     """Share of training examples that answer without thinking."""
@@ -327,7 +329,8 @@ class Prefer(Section):
     problems: Count
     samples: Count
     generation: Generation
-    judge: Literal["rule"]
+    judge: Literal["rule", "shortest"]
+    """`rule`: the judge's taste; `shortest`: the shortest right answer over long ones (long to short)."""
     flip_rate: Annotated[float, Field(ge=0.0, lt=0.5)]
     """Label noise: share of pairs whose order is swapped."""
     heldout_share: Fraction

@@ -13,22 +13,27 @@ from posttrain.errors import StageError
 from posttrain.job import Job, open_job
 from posttrain.loops.heldout import look_at_heldout
 from posttrain.loops.sample import Sample, sample_problems
+from posttrain.loops.select import CHOICES
 from posttrain.loops.sft import run_sft
 from posttrain.records import MODES, Conversation, Problem, read_jsonl
 
 
-def thoughts(job: Job, samples: list[Sample]) -> list[Conversation]:
-    """Rejection sampling: right, well-formed, in one script."""
+def thoughts(job: Job, groups: list[list[Sample]]) -> tuple[list[Conversation], float]:
+    """Rejection sampling: right, well-formed, in one script; and the mean tokens of the responses they are from."""
     rng = random.Random(job.seed)
-    kept = [s for s in samples if s.correct and s.parts.well_formed and not s.mixed and s.parts.thinking]
+    select = CHOICES[job.params.fuse.select]
+    fit = [[s for s in g if s.correct and s.parts.well_formed and not s.mixed and s.parts.thinking] for g in groups]
+    kept = [s for group in fit for s in select(group)]
     if not kept:
-        raise StageError(f"none of {len(samples)} samples is right and well-formed, wanted at least one")
-    return [
+        samples = sum(len(group) for group in groups)
+        raise StageError(f"none of {samples} samples is right and well-formed, wanted at least one")
+    examples = [
         think_example(
             s.problem, s.parts.thinking or "", s.problem.answer, name=f"think{i}", flag=rng.choice(THINK_FLAGS)
         )
         for i, s in enumerate(kept)
     ]
+    return examples, sum(s.tokens for s in kept) / len(kept)
 
 
 def direct_answers(job: Job, problems: list[Problem], count: int) -> list[Conversation]:
@@ -54,7 +59,7 @@ def main() -> None:
             generation=section.generation,
             seed=job.seed,
         )
-        think = thoughts(job, [sample for group in groups for sample in group])
+        think, thought_tokens = thoughts(job, groups)
         wanted = round(len(think) * section.no_think_share / (1.0 - section.no_think_share))
         direct = direct_answers(job, problems, wanted)
         job.note(f"{len(think)} thoughts kept of {len(groups) * section.samples}, {len(direct)} direct answers")
@@ -89,7 +94,13 @@ def main() -> None:
         with job.publish(Path("models/fuse")) as folder:
             save_policy(policy, folder)
         kept = len(think) / (len(groups) * section.samples)
-        job.report({"thoughts": len(think), "thoughts_kept": kept, "direct": len(direct), **summary, "heldout": look})
+        counts = {
+            "thoughts": len(think),
+            "thoughts_kept": kept,
+            "thought_tokens": thought_tokens,
+            "direct": len(direct),
+        }
+        job.report({**counts, **summary, "heldout": look})
 
 
 if __name__ == "__main__":

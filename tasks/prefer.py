@@ -1,4 +1,4 @@
-"""Stage prefer: pairs of the fused model's own answers, ordered by the rule judge, with label noise."""
+"""Stage prefer: pairs of the fused model's own answers, ordered by the judge of params.yaml, with label noise."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def main() -> None:
         engine.close()
         pairs = make_pairs(
             groups,
+            judge=section.judge,
             per_problem=section.max_pairs_per_problem,
             flip_rate=section.flip_rate,
             heldout_share=section.heldout_share,

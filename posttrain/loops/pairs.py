@@ -1,4 +1,4 @@
-"""Preference pairs from samples: the judge orders them, noise flips some, prompts are split before pairs are made.
+"""Preference pairs from samples: a judge orders them, noise flips some, prompts are split before pairs are made.
 
 Judges disagree; a reward model that has only seen clean labels says little about one that has not. The flip rate swaps
 that share of the pairs, as AlpacaFarm does for its simulated annotators (arXiv 2305.14387, section 3.1).
@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 from posttrain.evals.intervals import resample
-from posttrain.evals.judge import Judged, order, win_rate
+from posttrain.evals.judge import PAIRINGS, Judged, win_rate
 from posttrain.loops.sample import Sample
 from posttrain.records import DataError, Pair
 
@@ -24,36 +23,42 @@ def judged(sample: Sample) -> Judged:
 
 
 def make_pairs(
-    groups: Sequence[Sequence[Sample]], *, per_problem: int, flip_rate: float, heldout_share: float, seed: int
+    groups: Sequence[Sequence[Sample]],
+    *,
+    judge: str,
+    per_problem: int,
+    flip_rate: float,
+    heldout_share: float,
+    seed: int,
 ) -> list[Pair]:
     """At most `per_problem` pairs per prompt, widest margins first; each prompt is wholly in one split.
 
-    Raises DataError with fewer than two prompts that give a pair.
+    `judge` is a key of posttrain.evals.judge.PAIRINGS. Raises DataError with fewer than two prompts that give a pair.
     """
     rng = random.Random(seed)
     pairs: list[Pair] = []
     prompts = 0
     for group in groups:
-        candidates = []
-        for first, second in combinations(group, 2):
-            if first.text == second.text or "unverified" in (first.verdict.status, second.verdict.status):
-                continue
-            better, margin = order(judged(first), judged(second))
-            if margin > 0.0:
-                candidates.append((margin, (first, second) if better == 0 else (second, first)))
+        known = [sample for sample in group if sample.verdict.status != "unverified"]
+        candidates = [
+            (margin, known[better], known[worse])
+            for better, worse, margin in PAIRINGS[judge]([judged(sample) for sample in known])
+            if known[better].text != known[worse].text
+        ]
         candidates.sort(key=lambda item: -item[0])
         split = "heldout" if rng.random() < heldout_share else "train"
         prompts += bool(candidates)
-        for number, (margin, (chosen, rejected)) in enumerate(candidates[:per_problem]):
+        for number, (margin, chosen, rejected) in enumerate(candidates[:per_problem]):
             if flipped := rng.random() < flip_rate:
                 chosen, rejected = rejected, chosen
-            pairs.append(_pair(chosen, rejected, -margin if flipped else margin, number=number, split=split))
+            signed = -margin if flipped else margin
+            pairs.append(_pair(chosen, rejected, signed, judge=judge, number=number, split=split))
     if prompts < 2:
         raise DataError(f"preferences: {prompts} of {len(groups)} prompts gave a pair, wanted at least 2")
     return pairs
 
 
-def _pair(chosen: Sample, rejected: Sample, margin: float, *, number: int, split: Any) -> Pair:
+def _pair(chosen: Sample, rejected: Sample, margin: float, *, judge: str, number: int, split: Any) -> Pair:
     return Pair(
         id=f"{chosen.problem.id}-{number}",
         problem_id=chosen.problem.id,
@@ -61,7 +66,7 @@ def _pair(chosen: Sample, rejected: Sample, margin: float, *, number: int, split
         chosen=chosen.text,
         rejected=rejected.text,
         margin=margin,
-        judge="rule",
+        judge=judge,
         prompt_ids=chosen.rollout.prompt_ids,
         chosen_ids=chosen.rollout.response_ids,
         rejected_ids=rejected.rollout.response_ids,

@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -35,8 +36,11 @@ from posttrain.loops.rl_step import Counts, Trajectory, from_first_rank, make_lo
 from posttrain.loops.scoring import score
 from posttrain.losses.reduce import Denominators
 from posttrain.records import Problem
+from posttrain.rewards.total import Scorer, make_terms
 from posttrain.rl.sampling import PromptSampler
 from posttrain.rl.schedules import scheduled_weight
+
+NO_SCORERS: Mapping[str, Scorer] = MappingProxyType({})
 
 EDGE = 5
 """Steps at the start and at the end of a run whose means the summary compares."""
@@ -54,20 +58,22 @@ def run_rl(
     checkpoints: Path,
     measure: Callable[[], dict[str, float]],
     measure_at: Collection[int],
+    scorers: Mapping[str, Scorer] = NO_SCORERS,
 ) -> dict[str, Any]:
     """Train `policy` in place; returns the means of all metrics over the first and over the last steps.
 
     `rollouts` must sample from `policy`'s weights, and does so again when this returns. `measure` looks at the policy
     after each number of steps in `measure_at` (0: before the first). Continues from the last checkpoint in
-    `checkpoints`, with the result of a run that was never interrupted.
+    `checkpoints`, with the result of a run that was never interrupted. `scorers`: reward terms with a state, by name.
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
+    terms = make_terms(section.rewards, scorers=scorers)
     reference = frozen_copy(policy.model)
     updates = section.steps * section.epochs * section.minibatches
     trainer = Trainer(policy.model, optimizer=section.optimizer, total_steps=updates, engine=engine, seed=seed)
     rates = [problem.pass_rate for problem in problems]
     sampler = PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
-    collector = Collector(policy.tokenizer, reference, problems, sampler, rollouts, recipe, section)
+    collector = Collector(policy.tokenizer, reference, problems, sampler, rollouts, recipe, section, terms)
     history: list[dict[str, float]] = []
     measured: dict[str, dict[str, float]] = {}
     if found := latest_checkpoint(checkpoints):

@@ -25,6 +25,7 @@ from posttrain.loops.scoring import score
 from posttrain.losses.kl import k3
 from posttrain.records import Message, Problem
 from posttrain.rewards import terms
+from posttrain.rewards.total import Scorer, total_rewards
 from posttrain.rl.advantages import advantages
 from posttrain.rl.sampling import PromptSampler
 
@@ -66,6 +67,8 @@ class Collector:
     rollouts: RolloutEngine
     recipe: Recipe
     section: config.Rl
+    terms: Mapping[str, Scorer]
+    """Reward terms by name."""
 
     def collect(self, step: int, weights: Mapping[str, float], seed: str, clock: Clock) -> Batch:
         """A step's batch. With drop_constant, rounds of sampling until all groups teach; metrics are of the first."""
@@ -105,7 +108,7 @@ class Collector:
         """Weighted reward terms, minus the KL where it is part of the reward, and the advantages that follow."""
         refuse_unverified(samples, self.section.max_unverified)
         limit = self.section.generation.max_new_tokens
-        rewarded = [terms.total_reward(as_group(group, limit), weights) for group in samples]
+        rewarded = total_rewards([as_group(group, limit) for group in samples], weights, self.terms)
         rewards_PG = torch.tensor([total_G for total_G, _ in rewarded], dtype=torch.float64)
         reference, sequence_kl = self._reference(samples)
         if self.recipe.kl_in_reward:
@@ -138,7 +141,7 @@ class Collector:
 def as_group(samples: Sequence[Sample], limit: int) -> terms.Group:
     """The samples of a prompt as reward terms see them."""
     seen = tuple(terms.Sample(s.verdict, s.parts, s.rollout.response_ids, s.rollout.finish) for s in samples)
-    return terms.Group(samples[0].problem, samples[0].mode, limit, seen)
+    return terms.Group(samples[0].problem, samples[0].mode, limit, seen, samples[0].rollout.prompt_ids)
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> tuple[int, ...]:

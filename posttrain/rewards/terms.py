@@ -1,7 +1,6 @@
 """Reward terms: pure functions of the samples of one prompt, each giving one number per sample.
 
-The total reward is their weighted sum; weights and schedules are the caller's. Every term is evaluated whatever its
-weight, so that its mean can be watched before it starts to count.
+The total reward is their weighted sum (posttrain.rewards.total); weights and schedules are the caller's.
 
 Shape: G samples of a group.
 """
@@ -13,12 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from posttrain.chat.split import Parts
-from posttrain.errors import StageError
 from posttrain.records import Finish, Mode, Problem, Verdict
-from posttrain.rewards.language import consistency, main_script
+from posttrain.rewards.language import consistency, identify, identity, main_script
 
-OVERLONG_SHARE = 0.2
-"""Last part of the token limit over which the overlong penalty grows (DAPO: 4096 of 20480)."""
+OVERLONG_SHARE = 4096 / 20480
+"""Last part of the token limit over which the overlong penalty grows (DAPO, section 3.4)."""
+
+EASY_SHARE, HARD_SHARE = 0.1, 0.5
+"""Target lengths of `length_difficulty` for pass rates 1 and 0, as shares of the token limit."""
 
 REPEAT_NGRAM = 20
 """Tokens of a run that counts as a repetition when it occurs again."""
@@ -43,6 +44,8 @@ class Group:
     max_tokens: int
     """Limit under which the responses were sampled."""
     samples: tuple[Sample, ...]
+    prompt_ids: tuple[int, ...]
+    """The prompt as it was sampled from."""
 
 
 def accuracy(group: Group) -> list[float]:
@@ -66,6 +69,27 @@ def language_consistency(group: Group) -> list[float]:
     return [consistency(sample.parts.thinking or "", target=target) for sample in group.samples]
 
 
+def language_identity(group: Group) -> list[float]:
+    """Share of the thinking's words in the language of the question, by py3langid.
+
+    A thought too short for the identifier gets the mean of the others, which neither pays nor costs it anything; no
+    thought gets 0. A question without a language (too short, or a formula) gives 0 to all.
+    """
+    target = identify(group.problem.prompt)
+    if target is None:
+        return [0.0] * len(group.samples)
+    shares_G = [_identity(sample.parts.thinking, group.mode, target) for sample in group.samples]
+    told = [share for share in shares_G if share is not None]
+    others = math.fsum(told) / len(told) if told else 0.0
+    return [others if share is None else share for share in shares_G]
+
+
+def _identity(thinking: str | None, mode: Mode, target: str) -> float | None:
+    if not thinking:
+        return 1.0 if mode == "no_think" else 0.0
+    return identity(thinking, target=target)
+
+
 def length(group: Group) -> list[float]:
     """Kimi k1.5's length reward (section 2.3.3), in tokens within the group.
 
@@ -78,6 +102,25 @@ def length(group: Group) -> list[float]:
     rewards_G = []
     for tokens, sample in zip(tokens_G, group.samples, strict=True):
         reward = 0.5 - (tokens - shortest) / (longest - shortest)
+        rewards_G.append(reward if sample.verdict.status == "correct" else min(0.0, reward))
+    return rewards_G
+
+
+def length_difficulty(group: Group) -> list[float]:
+    """Half the distance to a target length, (target - len) / (2 target), within [-0.5, 0.5], in tokens.
+
+    The target goes with the graded pass rate, from HARD_SHARE of the token limit at 0 down to EASY_SHARE at 1: an easy
+    problem deserves less than a hard one. A budget by difficulty is DAST's (arXiv 2503.04472), whose budget also uses
+    the lengths of the samples; with fixed ends a response's reward is its own, whatever else is in its group. A wrong
+    answer is never paid for being short. Raises ValueError for a problem that was not graded.
+    """
+    rate = group.problem.pass_rate
+    if rate is None:
+        raise ValueError("the problem has no pass_rate, wanted one from stage grade")
+    target = group.max_tokens * (HARD_SHARE + (EASY_SHARE - HARD_SHARE) * rate)
+    rewards_G = []
+    for sample in group.samples:
+        reward = max(-0.5, 0.5 - len(sample.response_ids) / (2.0 * target))
         rewards_G.append(reward if sample.verdict.status == "correct" else min(0.0, reward))
     return rewards_G
 
@@ -106,36 +149,9 @@ TERMS: Mapping[str, Term] = {
     "accuracy": accuracy,
     "format": format_reward,
     "language_consistency": language_consistency,
+    "language_identity": language_identity,
     "length": length,
+    "length_difficulty": length_difficulty,
     "overlong": overlong,
     "repetition": repetition,
 }
-
-_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
-
-def evaluate_term(name: str, term: Term, group: Group) -> list[float]:
-    """The term's G numbers; a crash, a wrong number of them or one that is not finite raises StageError.
-
-    A reward that cannot be computed must not turn into a reward: nobody would notice.
-    """
-    where = f"reward term '{name}', problem {group.problem.id}"
-    try:
-        rewards_G = term(group)
-    except _FAULTS as error:
-        raise StageError(f"{where}: crashed: {type(error).__name__}: {error}") from error
-    if len(rewards_G) != len(group.samples):
-        raise StageError(f"{where}: got {len(rewards_G)} rewards, wanted {len(group.samples)}")
-    for number, reward in enumerate(rewards_G):
-        if not math.isfinite(reward):
-            raise StageError(f"{where}: got {reward} for sample {number}, wanted a finite number")
-    return rewards_G
-
-
-def total_reward(group: Group, weights: Mapping[str, float]) -> tuple[list[float], dict[str, list[float]]]:
-    """(weighted sum, every term by name), each with G numbers; unknown names raise StageError."""
-    if unknown := sorted(set(weights) - set(TERMS)):
-        raise StageError(f"reward term: got '{unknown[0]}', wanted one of {', '.join(sorted(TERMS))}")
-    terms = {name: evaluate_term(name, TERMS[name], group) for name in weights}
-    totals_G = [sum(weights[name] * terms[name][i] for name in weights) for i in range(len(group.samples))]
-    return totals_G, terms

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from posttrain.evals.intervals import resample
-from posttrain.evals.judge import Judged, margin, order, win_rate
+from posttrain.evals.judge import Judged, margin, order, rule_pairs, shortest_pairs, win_rate
 
 
 def some(count: int, seed: int = 0) -> list[Judged]:
@@ -32,6 +32,28 @@ def test_order_gives_the_better_one() -> None:
     assert order(good, bad) == (0, 4.0)
     assert order(bad, good) == (1, 4.0)
     assert order(good, good) == (0, 0.0)
+
+
+def test_every_two_that_do_not_tie_are_a_pair() -> None:
+    samples = [Judged(True, True, 5), Judged(False, True, 5), Judged(True, True, 5), Judged(True, True, 10)]
+    assert rule_pairs(samples) == [(0, 1, 4.0), (0, 3, 0.5), (2, 1, 4.0), (3, 1, 4.0 - 0.5), (2, 3, 0.5)]
+    for better, worse, gap in rule_pairs(some(12)):
+        assert gap == margin(some(12)[better], some(12)[worse]) > 0
+
+
+def test_short_over_long() -> None:
+    """UT 9.6: right of 100, 140, 160 and wrong of 90, 300 tokens: 100 over 160 (1.6 times) and over the wrong 300."""
+    samples = [Judged(True, True, n) for n in (140, 100, 160)] + [Judged(False, True, n) for n in (90, 300)]
+    assert [(samples[b].tokens, samples[w].tokens) for b, w, _ in shortest_pairs(samples)] == [(100, 160), (100, 300)]
+    assert [gap for _, _, gap in shortest_pairs(samples)] == pytest.approx([1 - 100 / 160, 1 - 100 / 300])
+
+
+def test_short_over_long_at_its_bounds() -> None:
+    right, wrong = (lambda n: Judged(True, False, n)), (lambda n: Judged(False, True, n))
+    assert shortest_pairs([wrong(5), wrong(50)]) == []
+    # Exactly 1.5 times is not longer than that, and an equally long wrong answer is not longer.
+    assert shortest_pairs([right(10), right(15), wrong(10)]) == []
+    assert [(b, w) for b, w, _ in shortest_pairs([right(16), wrong(11), right(10)])] == [(2, 0), (2, 1)]
 
 
 def test_win_rate_by_hand() -> None:

@@ -4,7 +4,7 @@ from posttrain.chat.split import split_response
 from posttrain.records import Finish, Mode, Problem, Verdict
 from posttrain.rewards.terms import Group, Sample
 
-PROBLEM = Problem("p1", "What is 3 + 4?", "7", "exact", "arithmetic", "gym:chain_sum")
+PROBLEM = Problem("p1", "What is 3 + 4?", "7", "exact", "arithmetic", "gym:chain_sum", pass_rate=0.5)
 GOOD = "<think>so it is</think>\\boxed{7}"
 
 
@@ -21,4 +21,4 @@ def sample(
 
 
 def group(*samples: Sample, mode: Mode = "think", max_tokens: int = 100, problem: Problem = PROBLEM) -> Group:
-    return Group(problem, mode, max_tokens, samples)
+    return Group(problem, mode, max_tokens, samples, prompt_ids=(9,))

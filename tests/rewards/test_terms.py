@@ -1,19 +1,18 @@
-import math
+import dataclasses
 
 import pytest
 
-from posttrain.errors import StageError
 from posttrain.records import Problem
 from posttrain.rewards.terms import (
     TERMS,
     accuracy,
-    evaluate_term,
     format_reward,
     language_consistency,
+    language_identity,
     length,
+    length_difficulty,
     overlong,
     repetition,
-    total_reward,
 )
 from posttrain.rl.schedules import scheduled_weight
 from tests.rewards.groups import GOOD, PROBLEM, group, sample
@@ -41,10 +40,12 @@ def test_length_never_pays_a_wrong_answer_and_ignores_the_unit():
 
 
 def test_overlong_ramp():
-    """UT 5.6, at a thousandth: limit 20480, ramp 4096."""
-    ids = {n: tuple(range(n)) for n in (16384, 18432, 20480)}
-    rewards = overlong(group(*(sample(ids=i) for i in ids.values()), max_tokens=20480))
-    assert rewards == pytest.approx([0.0, -0.5, -1.0])
+    """UT 5.6: limit 20480, of which the last 4096 are the ramp; any limit has a ramp of the same share."""
+    lengths = [0, 16384, 18432, 20480, 30000]
+    rewards = overlong(group(*(sample(ids=tuple(range(n))) for n in lengths), max_tokens=20480))
+    assert rewards == [0.0, 0.0, -0.5, -1.0, -1.0]
+    small = overlong(group(*(sample(ids=tuple(range(n))) for n in (128, 144, 160)), max_tokens=160))
+    assert small == pytest.approx([0.0, -0.5, -1.0])
 
 
 def test_repetition():
@@ -72,32 +73,53 @@ def test_language_of_a_skipped_thought_is_consistent():
     assert language_consistency(group(skipped, mode="no_think")) == [1.0]
 
 
-def test_total_is_the_weighted_sum_and_all_terms_are_reported():
-    totals, terms = total_reward(
-        group(sample(), sample(correct=False, finish="length")), {"accuracy": 1.0, "format": 0.1, "length": 0.0}
-    )
-    assert totals == pytest.approx([1.1, 0.0])
-    assert terms == {"accuracy": [1.0, 0.0], "format": [1.0, 0.0], "length": [0.0, 0.0]}
+def test_a_language_that_shares_the_script_is_told_by_the_identifier():
+    asked = Problem("p3", "How many apples are left when two are taken away?", "7", "exact", "arithmetic", "file")
+    english, german = "First we add the two numbers together.", "Zuerst addieren wir die beiden Zahlen."
+    samples = [sample(f"<think>{text}</think>\\boxed{{7}}") for text in (english, german, f"{english} {german}")]
+    both = group(*samples, problem=asked)
+    assert language_consistency(both) == [1.0, 1.0, 1.0]
+    assert language_identity(both) == pytest.approx([1.0, 0.0, 7 / 13])
 
 
-@pytest.mark.parametrize(
-    ("term", "said"),
-    [
-        (lambda g: [1.0, math.nan], "got nan for sample 1"),
-        (lambda g: [1.0, math.inf], "got inf"),
-        (lambda g: [1.0], "got 1 rewards, wanted 2"),
-        (lambda g: [1.0, 1 / 0], "crashed: ZeroDivisionError"),
-        (lambda g: {}["x"], "crashed: KeyError"),
-    ],
-)
-def test_a_broken_term_stops_the_stage(term, said):
-    with pytest.raises(StageError, match=f"reward term 'mine', problem p1: {said}"):
-        evaluate_term("mine", term, group(sample(), sample()))
+def test_what_the_identifier_cannot_tell_is_neither_paid_nor_punished():
+    asked = Problem("p3", "How many apples are left when two are taken away?", "7", "exact", "arithmetic", "file")
+    english, german = "First we add the two numbers together.", "Zuerst addieren wir die beiden Zahlen."
+    thoughts = ["so 3 + 4", english, german, ""]
+    samples = [sample(f"<think>{text}</think>\\boxed{{7}}") for text in thoughts]
+    # The short one gets the mean of 1, 0 and 0; an empty thought has no words of any language.
+    assert language_identity(group(*samples, problem=asked)) == pytest.approx([1 / 3, 1.0, 0.0, 0.0])
+    no_language = Problem("p4", "3 + 4 = ?", "7", "exact", "arithmetic", "file")
+    assert language_identity(group(*samples, problem=no_language)) == [0.0] * 4
+    skipped = sample("<think>\n\n</think>\n\n\\boxed{7}", mode="no_think")
+    assert language_identity(group(skipped, mode="no_think", problem=asked)) == [1.0]
 
 
-def test_unknown_terms_are_named():
-    with pytest.raises(StageError, match="got 'acuracy'"):
-        total_reward(group(sample()), {"acuracy": 1.0})
+def test_length_and_difficulty_by_hand():
+    """Limit 100: the target is 50 tokens at pass rate 0, 10 at 1 and 30 at 0.5."""
+    lengths, correct = [0, 15, 30, 60, 100], [1, 1, 1, 1, 1]
+    graded = {rate: dataclasses.replace(PROBLEM, pass_rate=rate) for rate in (0.0, 0.5, 1.0)}
+    rewards = {
+        rate: length_difficulty(group(*of_lengths(lengths, correct).samples, problem=problem))
+        for rate, problem in graded.items()
+    }
+    assert rewards[0.5] == pytest.approx([0.5, 0.25, 0.0, -0.5, -0.5])
+    assert rewards[0.0] == pytest.approx([0.5, 0.35, 0.2, -0.1, -0.5])
+    assert rewards[1.0] == pytest.approx([0.5, -0.25, -0.5, -0.5, -0.5])
+
+
+def test_length_and_difficulty_pays_no_wrong_answer_and_ignores_the_group():
+    lengths, correct = [0, 15, 30, 40, 100], [0, 1, 0, 0, 1]
+    rewards = length_difficulty(of_lengths(lengths, correct))
+    assert rewards == pytest.approx([0.0, 0.25, 0.0, -1 / 6, -0.5])
+    assert all(-0.5 <= reward <= 0.5 for reward in rewards)
+    alone = [length_difficulty(of_lengths([n], [c]))[0] for n, c in zip(lengths, correct, strict=True)]
+    assert alone == rewards
+
+
+def test_length_and_difficulty_needs_a_graded_problem():
+    with pytest.raises(ValueError, match="no pass_rate, wanted one from stage grade"):
+        length_difficulty(group(sample(), problem=dataclasses.replace(PROBLEM, pass_rate=None)))
 
 
 def test_terms_do_not_depend_on_the_order_of_samples():
@@ -109,10 +131,6 @@ def test_terms_do_not_depend_on_the_order_of_samples():
     ]
     for name, term in TERMS.items():
         assert term(group(*samples)) == list(reversed(term(group(*reversed(samples))))), name
-
-
-def test_terms_accept_every_problem_they_are_given():
-    assert all(len(evaluate_term(name, term, group(sample(""), problem=PROBLEM))) == 1 for name, term in TERMS.items())
 
 
 def test_a_weight_starts_late_and_rises():
