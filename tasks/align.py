@@ -49,6 +49,7 @@ def fresh_pairs(job: Job, policy: Policy, number: int) -> list[Pair]:
     )
     return make_pairs(
         groups,
+        judge=section.judge,
         per_problem=section.max_pairs_per_problem,
         flip_rate=section.flip_rate,
         heldout_share=section.heldout_share,

@@ -7,11 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from posttrain.engine.policy import load_policy
-from posttrain.engine.rollout import make_engine
 from posttrain.errors import StageError
 from posttrain.evals.figures import pass_rate_histogram
 from posttrain.job import open_job
-from posttrain.loops.sample import sample_problems
+from posttrain.loops.sample import sample_policy
 from posttrain.records import Problem, read_jsonl, write_jsonl
 
 
@@ -20,17 +19,16 @@ def main() -> None:
         section = job.params.grade
         policy = load_policy(Path("models/sft"), precision=job.params.engine.precision)
         problems = read_jsonl(Path("data/curated/train.jsonl"), Problem)[: section.problems]
-        engine = make_engine(policy, job.params.engine, job.system)
-        groups = sample_problems(
-            engine,
-            policy.tokenizer,
+        groups = sample_policy(
+            policy,
             problems,
             mode="think",
             samples=section.samples,
             generation=section.generation,
             seed=job.seed,
+            engine=job.params.engine,
+            machine=job.system,
         )
-        engine.close()
         # What could not be verified is no wrong answer: it is in no pass rate, and a prompt without any is not graded.
         verdicts = [[s.correct for s in group if s.verdict.status != "unverified"] for group in groups]
         graded = [

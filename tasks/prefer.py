@@ -6,10 +6,9 @@ import random
 from pathlib import Path
 
 from posttrain.engine.policy import load_policy
-from posttrain.engine.rollout import make_engine
 from posttrain.job import open_job
 from posttrain.loops.pairs import make_pairs, pair_report
-from posttrain.loops.sample import sample_problems
+from posttrain.loops.sample import sample_policy
 from posttrain.records import Problem, read_jsonl, write_jsonl
 
 
@@ -19,17 +18,16 @@ def main() -> None:
         policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
         train = read_jsonl(Path("data/curated/train.jsonl"), Problem)
         problems = random.Random(job.seed).sample(train, min(section.problems, len(train)))
-        engine = make_engine(policy, job.params.engine, job.system)
-        groups = sample_problems(
-            engine,
-            policy.tokenizer,
+        groups = sample_policy(
+            policy,
             problems,
             mode="think",
             samples=section.samples,
             generation=section.generation,
             seed=job.seed,
+            engine=job.params.engine,
+            machine=job.system,
         )
-        engine.close()
         pairs = make_pairs(
             groups,
             judge=section.judge,

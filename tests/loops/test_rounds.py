@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def learn(folder, *, stop_in: int | None = None, rounds: int = 3):
             policy, PROBLEMS, mode="think", samples=8, generation=GENERATION, seed=number, engine=ENGINE,
             machine=System(),
         )  # fmt: skip
-        return make_pairs(groups, per_problem=4, flip_rate=0.0, heldout_share=0.0, seed=number)
+        return make_pairs(groups, judge="rule", per_problem=4, flip_rate=0.0, heldout_share=0.0, seed=number)
 
     def train(given, number: int, done: int):
         return run_dpo(
@@ -39,7 +41,7 @@ def test_each_further_round_samples_from_the_policy_just_trained(tmp_path):
     policy, summaries, seen = learn(tmp_path)
     assert [number for number, _ in seen] == [1, 2]
     weights = [start, *(tensor for _, tensor in seen), next(iter(weights_of(policy).values()))]
-    assert all(not torch.equal(first, second) for first, second in zip(weights, weights[1:], strict=False))
+    assert all(not torch.equal(first, second) for first, second in itertools.pairwise(weights))
     assert len(summaries) == 3 and all(summary["steps"] >= 1 for summary in summaries)
 
 
