@@ -134,9 +134,7 @@ def test_these_have_the_true_gradient_up_to_a_factor(name, factor):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "factor"), [("reinforce", 1 - 1 / 4), ("rloo", 1.0), ("dr_grpo", (1 - 1 / 2) / LIMIT)]
-)
+@pytest.mark.parametrize(("name", "factor"), [("reinforce", 1 - 1 / 4), ("dr_grpo", (1 - 1 / 2) / LIMIT)])
 def test_over_two_prompts(name, factor):
     """Two groups of two: the batch's mean holds a quarter of the sample itself, the group's a half."""
     found = expected_gradient(name, prompts=PROMPTS, size=2)
@@ -197,3 +195,28 @@ def test_by_how_much_they_differ(name, cosine, ratio):
         for prompt in PROMPTS
     ]
     assert compare(sum(gradients) / len(PROMPTS), true_gradient(PROMPTS)) == pytest.approx((cosine, ratio), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "online_rft", "dr_grpo"),
+    [
+        ([1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0], [0.5, -0.5, -0.5, 0.5]),
+        ([0.0] * 4, [0.0] * 4, [0.0] * 4),
+        ([1.0] * 4, [1.0] * 4, [0.0] * 4),
+    ],
+)
+def test_weights_of_the_samples(rewards, online_rft, dr_grpo):
+    """UT 6: what a group's samples count; a group solved throughout still moves online_rft."""
+    for name, expected in (("online_rft", online_rft), ("dr_grpo", dr_grpo)):
+        recipe = recipe_of(name, group_size=4)
+        weights = advantages(
+            torch.tensor([rewards]), torch.ones(1, 4, dtype=torch.bool), baseline=recipe.baseline, scale=recipe.scale
+        )[0]
+        response = responses()[0]
+        unit = score_of(TABLE, PROMPTS[0], response).float()
+        found = []
+        for weight in weights.tolist():
+            model = Table(TABLE.float())
+            loss_of(model, recipe, [[trajectory(PROMPTS[0], response, weight)]], max_tokens=1).backward()
+            found.append(-float((model.logits_VA.grad * unit).sum() / unit.square().sum()))
+        assert found == pytest.approx(expected, abs=1e-6)
