@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from posttrain.engine.schedule import learning_rate
 from posttrain.errors import NonFiniteError
 from tests.engine.conftest import micro_model
+from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories
 from tests.engine.training import (
     Item,
     batch,
@@ -135,19 +136,38 @@ def test_an_empty_batch_is_an_error() -> None:
         trainer_of(micro_model()).step([], loss_fn)
 
 
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have saved."""
+    folder = tmp_path_factory.mktemp("two-ranks")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.two_ranks", str(tmp_path)],
+        [sys.executable, "-m", "tests.engine.two_ranks", str(folder)],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_ranks_equal_one(two_ranks: Path) -> None:
     for zero_stage in (0, 2):
         alone = trainer_of(micro_model(), zero_stage=zero_stage)
         stats = [alone.step(batch(4, seed), loss_fn) for seed in range(2)]
         for rank in range(2):
-            result = torch.load(tmp_path / f"{zero_stage}-{rank}.pt", weights_only=True)
+            result = torch.load(two_ranks / f"{zero_stage}-{rank}.pt", weights_only=True)
             assert result["losses"] == pytest.approx([s.loss for s in stats], rel=1e-5)
             assert result["norms"] == pytest.approx([s.grad_norm for s in stats], rel=1e-4)
             assert result["tokens"] == [s.metrics["tokens"] for s in stats]
             assert largest_gap(result["weights"], weights(alone)) < 2e-5
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_responses_on_each_of_two_ranks_equal_four_on_one(two_ranks: Path, name: str) -> None:
+    """Loss, gradient, and all metrics of an RL step."""
+    alone = rl_step(name, micro_batches(trajectories(), tokens=4096))
+    for rank in range(2):
+        result = torch.load(two_ranks / f"{name}-{rank}.pt", weights_only=True)
+        assert result["loss"] == pytest.approx(alone["loss"], rel=1e-5, abs=1e-6)
+        assert result["norm"] == pytest.approx(alone["norm"], rel=1e-5)
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
+        assert float((result["gradient"] - alone["gradient"]).norm()) < 1e-5 * float(alone["gradient"].norm())

@@ -1,7 +1,7 @@
 """Two training processes on this machine, as a launcher would start them: `python -m tests.engine.two_ranks FOLDER`.
 
 Rank 0 takes three of the four micro-batches and rank 1 one, so that the ranks also differ in their number. Each also
-saves its part of a checkpoint and reads it back.
+saves its part of a checkpoint and reads it back. Of the four responses of an RL step each rank takes two.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from tests.engine.conftest import micro_model
+from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories
 from tests.engine.training import batch, loss_fn, trainer_of, weights
 
 
@@ -37,6 +38,14 @@ def train(rank: int, port: int, folder: Path) -> None:
         found = latest_checkpoint(folder / "checkpoints")
         assert found == (zero_stage, {"rank": rank}), found
         torch.save(result, folder / f"{zero_stage}-{rank}.pt")
+    train_rl(rank, folder)
+
+
+def train_rl(rank: int, folder: Path) -> None:
+    """A step on every objective's loss; rank 1 cuts its two responses into two micro-batches, rank 0 does not."""
+    for name in OBJECTIVES:
+        own = micro_batches(trajectories()[rank::2], tokens=1 if rank else 4096)
+        torch.save(rl_step(name, own), folder / f"{name}-{rank}.pt")
 
 
 def main() -> None:

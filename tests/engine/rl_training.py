@@ -1,0 +1,51 @@
+"""Four responses and the RL loss of some objectives, for one process and for two."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+from posttrain.loops.recipe import choose_recipe
+from posttrain.loops.rl_step import Counts, MicroBatch, Trajectory, make_loss, make_micro_batches
+from posttrain.losses.reduce import Denominators
+from posttrain.records import Rollout
+from tests.engine.conftest import micro_model
+from tests.engine.training import trainer_of
+from tests.loops.toy import rl_section
+
+OBJECTIVES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "kimi_k15", "rloo")
+"""All aggregates, ratios and clips, and a KL in the loss."""
+LENGTHS = (3, 9, 1, 5)
+
+
+def trajectories() -> list[Trajectory]:
+    """Old and reference log-probabilities are made up, near those of a model that knows nothing."""
+    rng = random.Random(0)
+
+    def scores(length: int) -> torch.Tensor:
+        return torch.tensor([-4.0 + rng.uniform(-0.3, 0.3) for _ in range(length)])
+
+    made = []
+    for number, length in enumerate(LENGTHS):
+        ids = [rng.randrange(3, 64) for _ in range(2 + length)]
+        sampled = tuple(scores(length).tolist())
+        rollout = Rollout(f"p{number}", tuple(ids[:2]), tuple(ids[2:]), sampled, "stop", (0,) * length)
+        made.append(Trajectory(rollout, rng.uniform(-1.0, 1.0), scores(length), scores(length)))
+    return made
+
+
+def micro_batches(items: list[Trajectory], *, tokens: int) -> list[MicroBatch]:
+    return make_micro_batches(items, tokens=tokens, device=torch.device("cpu"))
+
+
+def rl_step(name: str, own: list[MicroBatch]) -> dict[str, Any]:
+    """One step of a fresh trainer, with the denominators of all four responses, on this process's part of them."""
+    recipe = choose_recipe(rl_section(name).objective, group_size=4)
+    counts = Counts(Denominators(len(LENGTHS), sum(LENGTHS), 12), sum(LENGTHS))
+    trainer = trainer_of(micro_model())
+    stats = trainer.step(own, make_loss(recipe, counts, temperature=1.0))
+    # After one step AdamW's first moments are 1 - beta times the gradient; its step itself enlarges rounding errors.
+    gradient = torch.cat([moments["exp_avg"].flatten() for moments in trainer.state_dict()["moments"]])
+    return {"loss": stats.loss, "norm": stats.grad_norm, "metrics": stats.metrics, "gradient": gradient}
