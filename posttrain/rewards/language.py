@@ -23,8 +23,8 @@ _EAST_ASIAN = frozenset(("CJK", "HIRAGANA", "KATAKANA", "HANGUL"))
 # Bounded, so that openings without an end (a response may be nothing else) cost no more than their length.
 _NO_PROSE = re.compile(
     r"```.{0,4000}?(?:```|\Z)|`[^`\n]{0,400}`"  # code
-    r"|\$\$.{0,2000}?\$\$|\$[^$\n]{0,400}\$|\\\[.{0,2000}?\\\]|\\\(.{0,400}?\\\)"  # formulas
-    r"|\\begin\{(\w{1,20}\*?)\}.{0,2000}?\\end\{\1\}|\\[A-Za-z]+(?:\{[^{}\n]{0,400}\})*"
+    r"|\$\$.{0,800}?\$\$|\$[^$\n]{0,400}\$|\\\[.{0,800}?\\\]|\\\(.{0,400}?\\\)"  # formulas
+    r"|\\begin\{(\w{1,20}\*?)\}.{0,800}?\\end\{\1\}|\\[A-Za-z]+(?:\{[^{}\n]{0,400}\})*"
     r"|\d+",
     re.DOTALL,
 )

@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 
+from posttrain.config import ConfigError
 from posttrain.engine.policy import Policy, save_policy
 from posttrain.errors import ModelError
 from posttrain.loops.learned import learned_scorer, load_reward_model, score_responses
@@ -73,6 +74,27 @@ def test_the_loop_is_rewarded_by_the_model(model, tmp_path):
     assert calls == [32]
     assert metrics["reward/total"] == pytest.approx(2.0 * metrics["reward/learned"])
     assert metrics["reward/learned_weight"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["learned", "acuracy", "no_such_module:brevity"])
+def test_a_term_that_is_not_there_stops_the_run_before_it_samples(name, tmp_path):
+    class NoSampler:
+        version = 0
+
+    policy = start_policy()
+    with pytest.raises(ConfigError, match=name):
+        run_rl(
+            policy,
+            PROBLEMS,
+            section=rl_section(steps=1, rewards={name: {"weight": 1.0, "start": 0, "ramp": 0}}),
+            rollouts=NoSampler(),
+            engine=ENGINE,
+            seed=5,
+            log=Journal(),
+            checkpoints=tmp_path,
+            measure=dict,
+            measure_at=(),
+        )
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path, folder):
