@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,9 @@ class ConfigError(ValueError):
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Parsed = TypeVar("Parsed", bound=Section)
 
 
 class Optimizer(Section):
@@ -427,20 +430,32 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """The validated parameters; raises ConfigError with every wrong field named."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; `posttrain use tiny` writes one")
+    return parse_params(read_mapping(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file, not validated yet."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: got {type(data).__name__}, wanted sections by name")
-    return parse_params(data, str(path))
+    return data
 
 
 def parse_params(data: dict[str, Any], where: str) -> Params:
     """Validate a plain mapping; `where` opens each message."""
+    return parse_section(Params, data, where)
+
+
+def parse_section(kind: type[Parsed], data: dict[str, Any], where: str) -> Parsed:
+    """Any section of its own file; raises ConfigError with every wrong field named."""
     try:
         # JSON mode: strict about types, yet lists may fill tuples.
-        return Params.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from error
 
@@ -449,7 +464,7 @@ def _explain(item: Any, where: str) -> str:
     name = ".".join(str(part) for part in item["loc"])
     kind = item["type"]
     if kind == "missing":
-        return f"{where}: {name}: missing; wanted: a value (profiles/tiny.yaml has one for every field)"
+        return f"{where}: {name}: missing; wanted: a value (for params.yaml, profiles/tiny.yaml has them all)"
     if kind == "extra_forbidden":
         return f"{where}: {name}: got {item['input']!r}; wanted: no such key (unknown name, perhaps a typing error)"
     hint = ""
