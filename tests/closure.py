@@ -79,6 +79,7 @@ def closure(path: Path) -> set[Path]:
     return found
 
 
+@cache
 def stages_of(pipeline: Path) -> dict[str, dict[str, Any]]:
     """Stage -> its entry; of a foreach, the entry of any item."""
     stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]

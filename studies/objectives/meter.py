@@ -6,6 +6,7 @@ Kept step by step beside the checkpoints, so that an interrupted arm does not st
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Meter:
         self._heldout = frozenset(heldout)
         self._journal = journal
         self._responses = self._tokens = 0
+        self._seconds = 0.0
 
     def generate(
         self,
@@ -37,8 +39,10 @@ class Meter:
         seed: int,
         stop_ids: Sequence[int] | None = None,
     ) -> list[Rollout]:
+        start = time.perf_counter()
         rollouts = self._engine.generate(requests, samples=samples, generation=generation, seed=seed, stop_ids=stop_ids)
         counted = [rollout for rollout in rollouts if rollout.problem_id not in self._heldout]
+        self._seconds += time.perf_counter() - start if counted else 0.0
         self._responses += len(counted)
         self._tokens += sum(len(rollout.response_ids) for rollout in counted)
         return rollouts
@@ -51,11 +55,16 @@ class Meter:
         self._engine.close()
 
     def step(self, metrics: Mapping[str, float], step: int) -> None:
-        """Note what was sampled since the last step, and the step's own `time/step`."""
-        row = {"step": step, "seconds": metrics["time/step"], "responses": self._responses, "tokens": self._tokens}
+        """Note what was sampled since the last step, and the seconds of the step.
+
+        A step that samples has that in its own `time/step`; what was sampled before the steps (rft) has no other place.
+        """
+        seconds = metrics["time/step"] + (0.0 if "time/generate" in metrics else self._seconds)
+        row = {"step": step, "seconds": seconds, "responses": self._responses, "tokens": self._tokens}
         with self._journal.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
         self._responses = self._tokens = 0
+        self._seconds = 0.0
 
     def total(self) -> dict[str, float]:
         """Sums over all steps; a step that was done twice counts once."""

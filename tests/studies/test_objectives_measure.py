@@ -12,7 +12,7 @@ from posttrain.engine.rollout import Request
 from posttrain.evals.forms import ChatForm
 from posttrain.evals.rows import ModeSamples
 from posttrain.loops.policy_training import train_policy
-from posttrain.records import Problem
+from posttrain.records import Problem, Rollout
 from studies.objectives.measure import divergence, outcome
 from studies.objectives.meter import Meter
 from tests.loops import toy
@@ -125,3 +125,38 @@ def test_the_meter_counts_training_alone_and_goes_on_after_an_interruption(tmp_p
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5, 6]
     assert rows[4] == rows[5], "the same samples again"
     assert meter.total()["tokens"] == sum(row["tokens"] for row in rows) - rows[4]["tokens"]
+
+
+class Sampler:
+    """Answers every request with three tokens; each call takes as long as the clock below says."""
+
+    version = 0
+
+    def generate(self, requests, *, samples, generation, seed, stop_ids=None):
+        one = (1, 2, 3)
+        return [
+            Rollout(r.problem_id, (9,), one, (0.0,) * 3, "stop", (0,) * 3) for r in requests for _ in range(samples)
+        ]
+
+    def load_weights(self, model, version):
+        self.version = version
+
+    def close(self):
+        pass
+
+
+def test_seconds_of_sampling_count_once_wherever_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 13.0, 20.0, 29.0, 40.0, 45.0])  # 3 s of training samples, 9 s of a look, 5 s of training samples
+    monkeypatch.setattr("studies.objectives.meter.time.perf_counter", lambda: next(now))
+    meter = Meter(Sampler(), heldout=["h0"], journal=tmp_path / "cost.jsonl")
+
+    def sample(problem: str) -> None:
+        meter.generate([Request(problem, (9,))], samples=4, generation=toy.GENERATION, seed=1)
+
+    sample("p0")
+    sample("h0")
+    meter.step({"time/step": 1.0}, 1)  # supervised steps on what was sampled before them
+    sample("p0")
+    meter.step({"time/step": 7.0, "time/generate": 5.0}, 2)
+    meter.step({"time/step": 2.0}, 3)
+    assert meter.total() == {"seconds": 3.0 + 1.0 + 7.0 + 2.0, "responses": 8, "tokens": 24}

@@ -26,7 +26,7 @@ from tests.closure import (
 )
 
 PIPELINE = ROOT / "studies/objectives/dvc.yaml"
-MODULES = sorted((ROOT / "studies").rglob("*.py"))
+MODULES = sorted((ROOT / "studies/objectives").glob("*.py"))
 
 
 @pytest.fixture
@@ -53,9 +53,8 @@ def test_code_dependencies_are_the_import_closure(pipeline: Path) -> None:
 
 def test_stages_of_the_chain_run_the_module_of_their_name() -> None:
     assert PIPELINE in PIPELINES
-    assert {stage: stage_module(stage) for stage in stages_of(CHAIN)} == {
-        stage: ROOT / f"tasks/{stage}.py" for stage in stages_of(CHAIN)
-    }
+    for stage in stages_of(CHAIN):
+        assert stage_module(stage) == ROOT / f"tasks/{stage}.py"
 
 
 def test_an_arm_lists_what_it_reads_and_writes(entry: dict[str, Any]) -> None:
