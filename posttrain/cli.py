@@ -53,7 +53,8 @@ def doctor() -> None:
 @app.command()
 def why(stage: Annotated[str | None, typer.Argument(help="One stage; none: all.")] = None) -> None:
     """Why a stage would run again."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", *([stage] if stage else [])]
+    # Without a target DVC would list the studies too, which the chain does not run.
+    command = [sys.executable, "-m", "dvc", "status", "--json", stage or "dvc.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StageError(done.stderr.strip() or done.stdout.strip())

@@ -473,7 +473,7 @@ def _explain(item: Any, where: str) -> str:
     name = ".".join(str(part) for part in item["loc"])
     kind = item["type"]
     if kind == "missing":
-        return f"{where}: {name}: missing; wanted: a value (profiles/tiny.yaml has one for every field)"
+        return f"{where}: {name}: missing; wanted: a value (for params.yaml, profiles/tiny.yaml has them all)"
     if kind == "extra_forbidden":
         return f"{where}: {name}: got {item['input']!r}; wanted: no such key (unknown name, perhaps a typing error)"
     hint = ""

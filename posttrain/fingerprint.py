@@ -17,14 +17,20 @@ import yaml
 IGNORED = {"__pycache__"}
 
 
-def stage_definition(name: str, path: Path = Path("dvc.yaml")) -> dict[str, Any]:
-    """The entry of a stage in dvc.yaml; `evaluate@sft` is the entry `evaluate` with its item filled in."""
-    stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+def stage_definition(name: str) -> dict[str, Any]:
+    """The entry of a stage in its dvc.yaml; `evaluate@sft` is the entry `evaluate` with its item filled in.
+
+    A study's stage is named by its folder, which has a dvc.yaml of its own: `studies/objectives@grpo` is the entry
+    `objectives` of studies/objectives/dvc.yaml. Paths are the root's there too (`wdir`).
+    """
     base, _, item = name.partition("@")
-    entry: dict[str, Any] = stages[base]
+    folder = Path(base) if "/" in base else Path()
+    stages: dict[str, Any] = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    entry: dict[str, Any] = stages[Path(base).name]
     if "foreach" not in entry:
         return entry
-    values = entry["foreach"][item]
+    items = entry["foreach"]
+    values = items[item] if isinstance(items, dict) else item
     return {key: _fill(value, item, values) for key, value in entry["do"].items()}
 
 
@@ -35,23 +41,31 @@ def _fill(value: Any, key: str, item: Any) -> Any:
         return [_fill(part, key, item) for part in value]
     if not isinstance(value, str):
         return value
-    filled = value.replace("${key}", key)
+    filled = value.replace("${key}", key).replace("${item}", str(item))
     for name, text in (item if isinstance(item, dict) else {}).items():
         filled = filled.replace(f"${{item.{name}}}", str(text))
     return filled
 
 
-def fingerprint(stage: str, *, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
+def fingerprint(stage: str) -> str:
     """16 hex digits of sha256 over the stage's params sections, input files and code."""
-    entry = stage_definition(stage, pipeline)
-    values = yaml.safe_load(params.read_text(encoding="utf-8"))
-    sections = {name: _lookup(values, name) for name in entry.get("params", [])}
+    entry = stage_definition(stage)
+    sections = dict(_sections(entry.get("params", [])))
     digest = hashlib.sha256(json.dumps([stage, sections], sort_keys=True).encode())
     for dep in sorted(entry.get("deps", [])):
         for file in _files(Path(dep)):
             with file.open("rb") as content:
                 digest.update(f"{file.as_posix()}:{hashlib.file_digest(content, 'md5').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _sections(listed: list[Any]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of each params entry: a key of params.yaml, or a file with keys of its own."""
+    for entry in listed:
+        for file, names in (entry if isinstance(entry, dict) else {"params.yaml": [entry]}).items():
+            values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            for name in names:
+                yield name if file == "params.yaml" else f"{file}:{name}", _lookup(values, name)
 
 
 def _lookup(values: Any, dotted: str) -> Any:

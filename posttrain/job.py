@@ -119,6 +119,10 @@ class Job:
         self._tracker.log(report_metrics(self.stage, tidy), 0, None)
         self._tracker.artifact(path, "reports")
 
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Parameters in MLflow besides the stage's own section: what a study made of several files."""
+        self._tracker.params(tracking.flat_params(values))
+
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table of samples in MLflow; the same name in each stage lets its page compare them."""
         self._tracker.table(name, [dict(row) for row in rows])
@@ -176,16 +180,19 @@ class Job:
 
 
 def file_stem(stage: str) -> str:
-    """`evaluate@sft` -> `evaluate-sft`."""
-    return stage.replace("@", "-")
+    """`evaluate@sft` -> `evaluate-sft`; `studies/objectives@grpo` -> `studies-objectives-grpo`."""
+    return stage.replace("@", "-").replace("/", "-")
 
 
 def report_path(stage: str) -> Path:
-    """`sft` -> reports/sft.json; `evaluate@sft` -> reports/evaluate/sft.json."""
+    """`sft` -> reports/sft.json; `evaluate@sft` -> reports/evaluate/sft.json; a study's are below reports/studies."""
     return Path("reports") / f"{stage.replace('@', '/')}.json"
 
 
 def curve_path(stage: str) -> Path:
+    """reports/curves/sft.csv; a study's lie beside its reports, since stage `report` reads all of reports/curves."""
+    if "/" in stage:
+        return report_path(stage).with_suffix(".csv")
     return Path("reports/curves") / f"{file_stem(stage)}.csv"
 
 

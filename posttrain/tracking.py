@@ -129,7 +129,7 @@ def start(stage: str, params: Params, machine: System) -> Tracker:
 
 def new_spool(name: str, *, experiment: str, tags: Mapping[str, str], parent: Path | None = None) -> Tracker:
     """A spool for a run that a forwarder will create, beneath the run of the spool `parent`."""
-    spool = SPOOLS.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{name}"
+    spool = SPOOLS.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{name.replace('/', '-')}"
     run = {
         "name": name,
         "experiment": experiment,
@@ -171,14 +171,15 @@ def stage_params(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The stage's section with seed and engine, flattened: `sft.optimizer.lr`."""
     section = stage.split("@")[0]
     wanted = {name: values[name] for name in ("profile", "seed", "engine", section) if name in values}
-    return _flatten(wanted)
+    return flat_params(wanted)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_params(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted path, as MLflow shows them."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flat_params(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

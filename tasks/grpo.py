@@ -7,8 +7,7 @@ from pathlib import Path
 from posttrain.engine.policy import load_policy, save_policy
 from posttrain.engine.rollout import make_engine
 from posttrain.job import open_job
-from posttrain.loops.heldout import look_at_heldout
-from posttrain.loops.rl import run_rl
+from posttrain.loops.policy_training import train_policy
 from posttrain.records import Problem, read_jsonl
 
 
@@ -16,38 +15,22 @@ def main() -> None:
     with open_job("grpo") as job:
         section = job.params.grpo
         policy = load_policy(Path("models/sft"), precision=job.params.engine.precision)
-        problems = read_jsonl(Path("data/graded/problems.jsonl"), Problem)
-        heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)
         engine = make_engine(policy, job.params.engine, job.system)
-
-        def on_heldout() -> dict[str, float]:
-            return look_at_heldout(
-                engine,
-                policy.tokenizer,
-                heldout,
-                mode="think",
-                samples=section.eval_samples,
-                generation=section.generation,
-                seed=job.seed,
-            )
-
-        start = section.rewards["length"].start if "length" in section.rewards else 0
-        summary = run_rl(
+        report = train_policy(
             policy,
-            problems,
+            read_jsonl(Path("data/graded/problems.jsonl"), Problem),
+            read_jsonl(Path("data/curated/heldout.jsonl"), Problem),
             section=section,
             rollouts=engine,
             engine=job.params.engine,
             seed=job.seed,
             log=lambda metrics, step: job.log(metrics, step=step, total=section.steps),
             checkpoints=job.checkpoints,
-            measure=on_heldout,
-            measure_at={0, start, section.steps} | set(range(section.eval_every, section.steps, section.eval_every)),
         )
         engine.close()
         with job.publish(Path("models/grpo")) as folder:
             save_policy(policy, folder)
-        job.report({"length_reward_start": start, **summary})
+        job.report(report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which files of this repository a stage's module imports, directly or not.
 
-python -m tests.closure           print the code dependencies that dvc.yaml should list
-python -m tests.closure --write   and write them into dvc.yaml
+python -m tests.closure           print the code dependencies that dvc.yaml, and each study's, should list
+python -m tests.closure --write   and write them there
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import ast
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+CHAIN = ROOT / "dvc.yaml"
+PIPELINES = (CHAIN, *sorted(ROOT.glob("studies/*/dvc.yaml")))
+"""The chain and the studies, each with its own stages."""
 
 NEUTRAL = {
     "posttrain/config.py": "its values reach DVC as params; it has no defaults",
@@ -75,11 +79,23 @@ def closure(path: Path) -> set[Path]:
     return found
 
 
-def code_dependencies(stage: str) -> list[str]:
+@cache
+def stages_of(pipeline: Path) -> dict[str, dict[str, Any]]:
+    """Stage -> its entry; of a foreach, the entry of any item."""
+    stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+def stage_module(stage: str, pipeline: Path = CHAIN) -> Path:
+    """The file that a stage's command runs: `... tasks.sft` is tasks/sft.py."""
+    words = str(stages_of(pipeline)[stage]["cmd"]).split()
+    (module,) = [path for word in words if (path := module_file(word)) is not None]
+    return module
+
+
+def code_dependencies(stage: str, pipeline: Path = CHAIN) -> list[str]:
     """What dvc.yaml has to list for a stage: its closure without the neutral modules, and templates beside modules."""
-    if not (ROOT / "tasks" / f"{stage}.py").is_file():
-        return []
-    files = closure(ROOT / "tasks" / f"{stage}.py")
+    files = closure(stage_module(stage, pipeline))
     names = {file.relative_to(ROOT).as_posix() for file in files} - set(NEUTRAL)
     for file in files:
         templates = file.parent / "templates"
@@ -89,17 +105,17 @@ def code_dependencies(stage: str) -> list[str]:
 
 
 def is_code(dep: str) -> bool:
-    return dep.startswith(("posttrain/", "tasks/"))
+    return dep.startswith(("posttrain/", "tasks/", "studies/"))
 
 
-def listed_dependencies(stage: str) -> list[str]:
-    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
-    return sorted(dep for dep in entry.get("do", entry)["deps"] if is_code(dep))
+def listed_dependencies(stage: str, pipeline: Path = CHAIN) -> list[str]:
+    return sorted(dep for dep in stages_of(pipeline)[stage]["deps"] if is_code(dep))
 
 
-def write() -> None:
-    """Replace the code dependencies in dvc.yaml line by line: comments and order stay."""
-    lines = (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()
+def write(pipeline: Path) -> None:
+    """Replace the code dependencies in a dvc.yaml line by line: comments and order stay."""
+    lines = pipeline.read_text(encoding="utf-8").splitlines()
+    stages = stages_of(pipeline)
     out: list[str] = []
     stage = ""
     while lines:
@@ -107,20 +123,20 @@ def write() -> None:
         out.append(line)
         if line.startswith("  ") and line[2] not in " #-" and line.endswith(":"):
             stage = line.strip()[:-1]
-        if line.strip() == "deps:":
+        if line.strip() == "deps:" and stage in stages:
             items = []
             while lines[0].strip().startswith("- "):
                 items.append(lines.pop(0))
             indent = items[0].split("-")[0]
             out += [item for item in items if not is_code(item.strip()[2:])]
-            out += [f"{indent}- {dep}" for dep in code_dependencies(stage)]
-    (ROOT / "dvc.yaml").write_text("\n".join(out) + "\n", encoding="utf-8")
+            out += [f"{indent}- {dep}" for dep in code_dependencies(stage, pipeline)]
+    pipeline.write_text("\n".join(out) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        write()
-    else:
-        for module in sorted((ROOT / "tasks").glob("[a-z]*.py")):
-            if module.stem != "stage":
-                print(f"{module.stem}:", *code_dependencies(module.stem), sep="\n  ")
+    for file in PIPELINES:
+        if "--write" in sys.argv:
+            write(file)
+        else:
+            for name in stages_of(file):
+                print(f"{name}:", *code_dependencies(name, file), sep="\n  ")

@@ -86,11 +86,8 @@ def evaluate_model(
     sample = _Sampler(engine, section.generation, stop_ids=form.stop_ids, seed=seed)
     rollouts: dict[Mode, list[list[Rollout]]] = {}
     modes: dict[Mode, list[ModeSamples]] = {}
-    for draw, mode in enumerate(MODES):
-        prompts = [(problem.id, form.prompt(problem, mode)) for problem in problems]
-        at_most = section.no_think_tokens if mode == "no_think" else None
-        rollouts[mode] = sample(prompts, samples=section.samples, draw=draw, at_most=at_most)
-        modes[mode] = [_mode_samples(p, r, mode, form, check) for p, r in zip(problems, rollouts[mode], strict=True)]
+    for mode in MODES:
+        rollouts[mode], modes[mode] = _sample_mode(mode, problems, section, form, check, sample)
         right = sum(flag is True for s in modes[mode] for flag in s.correct)
         note(f"{mode}: {right} of {len(problems) * section.samples} samples right")
     firsts = [group[0] for group in rollouts["think"]]
@@ -114,6 +111,36 @@ def evaluate_model(
         )
         for q, problem in enumerate(problems)
     ]
+
+
+def evaluate_thinking(
+    tokenizer: PreTrainedTokenizerFast,
+    engine: RolloutEngine,
+    problems: Sequence[Problem],
+    section: config.Evaluate,
+    *,
+    seed: int,
+    verify: Verify,
+) -> list[ModeSamples]:
+    """Mode `think` alone of a model with chat habits, from the draws of `evaluate_model` under the same seed."""
+    form = ChatForm(tokenizer)
+    sample = _Sampler(engine, section.generation, stop_ids=form.stop_ids, seed=seed)
+    return _sample_mode("think", problems, section, form, _Verifier(verify), sample)[1]
+
+
+def _sample_mode(
+    mode: Mode,
+    problems: Sequence[Problem],
+    section: config.Evaluate,
+    form: Form,
+    check: _Verifier,
+    sample: _Sampler,
+) -> tuple[list[list[Rollout]], list[ModeSamples]]:
+    """The rollouts of each problem in one mode, and what they say."""
+    prompts = [(problem.id, form.prompt(problem, mode)) for problem in problems]
+    at_most = section.no_think_tokens if mode == "no_think" else None
+    rollouts = sample(prompts, samples=section.samples, draw=MODES.index(mode), at_most=at_most)
+    return rollouts, [_mode_samples(p, r, mode, form, check) for p, r in zip(problems, rollouts, strict=True)]
 
 
 def _mode_samples(

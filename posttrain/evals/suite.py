@@ -69,10 +69,10 @@ def summarise_mode(
     """Accuracy, lengths, habits and calibration of one mode."""
     samples = [row.mode(mode) for row in rows]
     right_Q, known_Q = _right(samples), _known(samples)
-    tokens = _Tokens(samples)
+    tokens = Tokens(samples)
     flags = [[float(flag) for flag in s.correct if flag is not None] for s in samples]
     return {
-        "avg": _required(bootstrap_ratio(right_Q, known_Q, counts_RQ), mode).to_json()
+        "avg": average(samples, counts_RQ, mode).to_json()
         | {"se": cluster_robust_se([values for values in flags if values])},
         "pass_at_k": {str(k): _pass_at(right_Q, known_Q, k, counts_RQ).to_json() for k in pass_at},
         "maj_at_k": _majority(rows, mode, counts_RQ, seed=seed),
@@ -92,9 +92,13 @@ def summarise_mode(
     }
 
 
-def question_accuracy(rows: Sequence[QuestionRow], mode: Mode) -> Floats:
+def average(samples: Sequence[ModeSamples], counts_RQ: Floats, mode: Mode) -> Interval:
+    """avg@k: the share of right samples."""
+    return _required(bootstrap_ratio(_right(samples), _known(samples), counts_RQ), mode)
+
+
+def question_accuracy(samples: Sequence[ModeSamples]) -> Floats:
     """Share of right samples per question, [Q]; 0 where no sample could be verified."""
-    samples = [row.mode(mode) for row in rows]
     return _right(samples) / np.maximum(1.0, _known(samples))
 
 
@@ -105,7 +109,8 @@ def paired_to_previous(
     same_questions(rows, previous)
     gaps = {}
     for mode in MODES:
-        gap = paired_difference(question_accuracy(rows, mode), question_accuracy(previous, mode), counts_RQ)
+        now, before = ([row.mode(mode) for row in some] for some in (rows, previous))
+        gap = paired_difference(question_accuracy(now), question_accuracy(before), counts_RQ)
         gaps[mode] = {"difference": gap.value, "low": gap.low, "high": gap.high}
     return {"previous": name, **gaps["think"], "no_think": gaps["no_think"]}
 
@@ -125,7 +130,7 @@ def budget_curve(rows: Sequence[QuestionRow]) -> list[dict[str, float]]:
 
 def by_domain(rows: Sequence[QuestionRow], mode: Mode) -> dict[str, dict[str, float]]:
     """Accuracy of each domain; no interval, since a domain has few questions: read it as a direction."""
-    accuracy_Q = question_accuracy(rows, mode)
+    accuracy_Q = question_accuracy([row.mode(mode) for row in rows])
     domains = np.array([row.domain for row in rows])
     return {
         domain: {"value": float(accuracy_Q[domains == domain].mean()), "questions": int((domains == domain).sum())}
@@ -133,7 +138,7 @@ def by_domain(rows: Sequence[QuestionRow], mode: Mode) -> dict[str, dict[str, fl
     }
 
 
-class _Tokens:
+class Tokens:
     """Lengths of all samples with their flags."""
 
     def __init__(self, samples: Sequence[ModeSamples]) -> None:

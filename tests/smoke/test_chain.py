@@ -79,7 +79,7 @@ def test_every_stage_is_a_finished_run_below_one_parent(clone: Path) -> None:
 def test_nothing_is_left_to_do_and_git_shows_only_results(clone: Path) -> None:
     again = run(clone, "dvc", "repro")
     assert again.returncode == 0 and "Running stage" not in again.stdout
-    assert run(clone, "dvc", "status", "-q").returncode == 0
+    assert run(clone, "dvc", "status", "-q", "dvc.yaml").returncode == 0
     changed = [line[3:] for line in run(clone, "git", "status", "--porcelain").stdout.splitlines()]
     assert all(name.startswith(("dvc.lock", "reports/")) for name in changed), changed
 
@@ -102,4 +102,4 @@ def test_the_same_params_give_the_same_weights(clone: Path) -> None:
     forced = run(clone, "dvc", "repro", "-s", "-f", "--no-run-cache", "sft")
     assert forced.returncode == 0, forced.stderr
     assert (clone / "models/sft/model.safetensors").read_bytes() == first
-    assert run(clone, "dvc", "status", "-q").returncode == 0
+    assert run(clone, "dvc", "status", "-q", "dvc.yaml").returncode == 0
