@@ -1,0 +1,163 @@
+"""A process reward model: the policy's body with a scalar head that is read at the end of every step.
+
+Trained with binary cross-entropy at those tokens alone, it says for each step how likely the response is to end right
+from there (labels: posttrain.loops.step_labels). Its architecture is that of the Bradley-Terry model, a classifier with
+one label, read at other tokens. Beside it stands the default world's exact checker, the ceiling of any such model.
+Left out: checkpoints; training takes less time than its labels.
+
+Sources: Lightman et al., arXiv 2305.20050; Wang et al., arXiv 2312.08935, eq. 1.
+Shapes: B responses, T tokens, C width, N steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from posttrain import config
+from posttrain.engine.batching import micro_batches, pad
+from posttrain.engine.distributed import rank, world_size
+from posttrain.engine.policy import Policy
+from posttrain.engine.trainer import Trainer
+from posttrain.loops.clock import Clock
+from posttrain.loops.reward_model import build_reward_model
+from posttrain.loops.sample import Sample
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length
+from posttrain.rewards.steps import StepReward, checked_steps, split_steps
+
+StepScorer = Callable[[Sequence[Sample]], list[list[StepReward]]]
+"""Rewards of every step of every sample, in order: at least one step for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledResponse:
+    response: Response
+    ends: tuple[int, ...]
+    """Indices among the response tokens of the steps' last ones."""
+    labels: tuple[float, ...]
+    """One per step, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    ids_BT: Tensor
+    rows_N: Tensor
+    columns_N: Tensor
+    """Row and position of each step's last token."""
+    labels_N: Tensor
+
+
+def run_process_reward(
+    policy: Policy,
+    examples: Sequence[LabelledResponse],
+    *,
+    optimizer: config.Optimizer,
+    epochs: float,
+    batch_responses: int,
+    engine: config.Engine,
+    seed: int,
+    log: Callable[[dict[str, float], int], None],
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+) -> PreTrainedModel:
+    """The process reward model that starts from the policy's body and is trained on `examples`."""
+    model = build_reward_model(policy.model, seed=seed)
+    batches = epoch_batches(len(examples), size=batch_responses, epochs=epochs, seed=seed)
+    trainer = Trainer(model, optimizer=optimizer, total_steps=len(batches), engine=engine, seed=seed)
+    for step, indices in enumerate(batches, start=1):
+        clock = Clock()
+        chosen = [examples[i] for i in indices]
+        parts = make_step_batches(chosen[rank() :: world_size()], tokens=micro_batch_tokens, device=model.device)
+        stats = trainer.step(parts, make_step_loss(sum(len(example.ends) for example in chosen)))
+        measured = {"train/loss": stats.loss, "train/grad_norm": stats.grad_norm, "train/learning_rate": stats.lr}
+        tokens = sum(response_length(example.response) for example in chosen)
+        log(measured | stats.metrics | clock.metrics(tokens=tokens), step)
+    return model
+
+
+def make_step_batches(examples: Sequence[LabelledResponse], *, tokens: int, device: torch.device) -> list[StepBatch]:
+    """Micro-batches of like lengths, each of at most `tokens` padded tokens."""
+    lengths = [response_length(example.response) for example in examples]
+    return [_step_batch([examples[i] for i in group], device) for group in micro_batches(lengths, tokens=tokens)]
+
+
+def _step_batch(examples: Sequence[LabelledResponse], device: torch.device) -> StepBatch:
+    ids_BT, _ = pad([prompt + response for prompt, response in (example.response for example in examples)])
+    places = [
+        (row, len(example.response[0]) + end, label)
+        for row, example in enumerate(examples)
+        for end, label in zip(example.ends, example.labels, strict=True)
+    ]
+    rows, columns, labels = zip(*places, strict=True)
+    labels_N = torch.tensor(labels, dtype=torch.float32)
+    return StepBatch(*(part.to(device) for part in (ids_BT, torch.tensor(rows), torch.tensor(columns), labels_N)))
+
+
+def step_logits(model: nn.Module, batch: StepBatch) -> Tensor:
+    """Log-odds (N,) in fp32 that a response is right, as seen from the end of each step."""
+    body, head = model.get_submodule(str(model.base_model_prefix)), model.get_submodule("score")
+    hidden_BTC = body(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+    logits_N: Tensor = head(hidden_BTC[batch.rows_N, batch.columns_N]).float()[:, 0]
+    return logits_N
+
+
+def make_step_loss(count: int) -> Callable[[nn.Module, StepBatch], tuple[Tensor, dict[str, Tensor]]]:
+    """Loss and metrics of a micro-batch, as additive parts of those of a batch with `count` labelled steps."""
+
+    def loss_fn(model: nn.Module, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits_N = step_logits(model, batch)
+        loss_N = nn.functional.binary_cross_entropy_with_logits(logits_N, batch.labels_N, reduction="none")
+        return loss_N.sum() / count, {
+            "reward/step": logits_N.sigmoid().sum() / count,
+            "reward/step_label": batch.labels_N.sum() / count,
+        }
+
+    return loss_fn
+
+
+def step_probabilities(
+    model: PreTrainedModel, examples: Sequence[LabelledResponse], *, micro_batch_tokens: int
+) -> list[list[float]]:
+    """The model's probability at every step, in the order of `examples`; labels are not looked at."""
+    values: list[list[float]] = [[] for _ in examples]
+    lengths = [response_length(example.response) for example in examples]
+    for group in micro_batches(lengths, tokens=micro_batch_tokens):
+        chosen = [examples[i] for i in group]
+        with torch.no_grad():
+            found = step_logits(model, _step_batch(chosen, model.device)).sigmoid().tolist()
+        start = 0
+        for index, example in zip(group, chosen, strict=True):
+            values[index] = found[start : start + len(example.ends)]
+            start += len(example.ends)
+    return values
+
+
+def checker_scorer(tokenizer: PreTrainedTokenizerFast) -> StepScorer:
+    """1 for right steps and 0 for wrong ones, by the default world's exact checker."""
+    return lambda samples: [checked_steps(tokenizer, s.problem, s.rollout.response_ids) for s in samples]
+
+
+def prm_scorer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, micro_batch_tokens: int = MICRO_BATCH_TOKENS
+) -> StepScorer:
+    """The model's probability, seen from each step, that the response ends right."""
+
+    def score(samples: Sequence[Sample]) -> list[list[StepReward]]:
+        examples = [unlabelled(tokenizer, sample) for sample in samples]
+        values = step_probabilities(model, examples, micro_batch_tokens=micro_batch_tokens)
+        return [
+            [StepReward(end, value) for end, value in zip(example.ends, row, strict=True)]
+            for example, row in zip(examples, values, strict=True)
+        ]
+
+    return score
+
+
+def unlabelled(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> LabelledResponse:
+    """A sample with its steps and labels of 0."""
+    rollout = sample.rollout
+    ends = tuple(step.end for step in split_steps(tokenizer, rollout.response_ids))
+    return LabelledResponse((rollout.prompt_ids, rollout.response_ids), ends, (0.0,) * len(ends))
