@@ -366,8 +366,11 @@ class Align(Section):
 class Distill(Section):
     problems: Count
     samples: Count
+    no_think_samples: Count
+    """Direct answers asked of the teacher per problem; more than `samples`, because fewer of them are right."""
     generation: Generation
-    no_think_share: Fraction
+    no_think_share: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Largest share of direct answers among the examples copied, and share of on-policy prompts that ask for one."""
     sft_optimizer: Optimizer
     sft_epochs: Positive
     batch_tokens: Count

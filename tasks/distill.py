@@ -22,39 +22,45 @@ from posttrain.records import MODES, Conversation, Mode, Problem, read_jsonl
 
 
 def teacher_examples(job: Job, teacher: Policy, problems: list[Problem]) -> list[Conversation]:
-    """The teacher's right and well-formed answers in both modes."""
+    """The teacher's right and well-formed answers in both modes, direct ones up to their share.
+
+    A teacher is seldom right without thinking, so it is asked more often: a student that has not learnt the form of a
+    direct answer does not learn it on-policy either, because reverse KL has no gradient where the student is sure.
+    """
     section = job.params.distill
-    rng = random.Random(job.seed)
     engine = make_engine(teacher, job.params.engine, job.system)
-    few = rng.sample(problems, round(len(problems) * section.no_think_share))
-    examples: list[Conversation] = []
-    for mode, asked in zip(MODES, (problems, few), strict=True):
+    right: dict[Mode, list[Sample]] = {}
+    asked: dict[Mode, int] = {"think": section.samples, "no_think": section.no_think_samples}
+    for mode, samples in asked.items():
         groups = sample_problems(
             engine,
             teacher.tokenizer,
-            asked,
+            problems,
             mode=mode,
-            samples=section.samples,
+            samples=samples,
             generation=section.generation,
             seed=job.seed,
         )
-        right = [s for group in groups for s in group if s.correct and s.parts.well_formed and not s.mixed]
-        for i, s in enumerate(right):
-            if mode == "think":
-                thinking = s.parts.thinking or ""
-                example = think_example(
-                    s.problem, thinking, s.problem.answer, name=f"think{i}", flag=rng.choice(THINK_FLAGS)
-                )
-            else:
-                example = no_think_example(
-                    s.problem, s.problem.answer, name=f"direct{i}", flag=rng.choice(NO_THINK_FLAGS)
-                )
-            examples.append(example)
-        job.note(f"teacher, {mode}: {len(right)} of {len(asked) * section.samples} samples are right and well-formed")
+        right[mode] = [s for group in groups for s in group if s.correct and s.parts.well_formed and not s.mixed]
+        job.note(f"teacher, {mode}: {len(right[mode])} of {len(problems) * samples} samples are right and well-formed")
     engine.close()
-    if not examples:
-        raise StageError("no sample of the teacher is right and well-formed, wanted at least one")
-    return examples
+    if not right["think"]:
+        raise StageError("no thinking sample of the teacher is right and well-formed, wanted at least one")
+    rng = random.Random(job.seed)
+    limit = round(len(right["think"]) * section.no_think_share / (1.0 - section.no_think_share))
+    direct = rng.sample(right["no_think"], min(limit, len(right["no_think"])))
+    return [
+        *(
+            think_example(
+                s.problem, s.parts.thinking or "", s.problem.answer, name=f"think{i}", flag=rng.choice(THINK_FLAGS)
+            )
+            for i, s in enumerate(right["think"])
+        ),
+        *(
+            no_think_example(s.problem, s.problem.answer, name=f"direct{i}", flag=rng.choice(NO_THINK_FLAGS))
+            for i, s in enumerate(direct)
+        ),
+    ]
 
 
 def answers(job: Job, policy: Policy, problems: list[Problem], mode: Mode) -> list[list[Sample]]:

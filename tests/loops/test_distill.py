@@ -24,6 +24,7 @@ def section(**changes) -> config.Distill:
         "on_policy_optimizer": optimizer(0.005).model_dump(), "on_policy_steps": 6, "prompts_per_step": 4,
         "kl": "reverse",
         "look_problems": 1,
+        "no_think_samples": 1,
     }  # fmt: skip
     return config.Distill.model_validate(base | changes, strict=False)
 
