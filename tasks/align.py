@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posttrain.engine.policy import Policy, load_policy, save_policy
+from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
 from posttrain.engine.rollout import make_engine
 from posttrain.job import Job, open_job
 from posttrain.loops.pairs import judged_win_rate
 from posttrain.loops.preference import run_dpo
-from posttrain.loops.rl import frozen_copy
 from posttrain.loops.sample import Sample, sample_problems
 from posttrain.records import Pair, Problem, read_jsonl
 

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 NEUTRAL = {
     "posttrain/config.py": "its values reach DVC as params; it has no defaults",
+    "posttrain/config_fields.py": "its values reach DVC as params; it has no defaults",
+    "posttrain/config_rl.py": "its values reach DVC as params; it has no defaults",
     "posttrain/errors.py": "messages",
     "posttrain/fingerprint.py": "where checkpoints lie",
     "posttrain/guard.py": "processes",
