@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain.config import ConfigError
 from posttrain.engine.policy import load_policy, save_policy
 from posttrain.engine.rollout import make_engine
 from posttrain.job import open_job
@@ -15,6 +16,8 @@ from posttrain.records import Problem, read_jsonl
 def main() -> None:
     with open_job("grpo") as job:
         section = job.params.grpo
+        if section.method != "rl":
+            raise ConfigError(f"grpo.method: got '{section.method}', wanted 'rl': this stage has no other yet")
         policy = load_policy(Path("models/sft"), precision=job.params.engine.precision)
         problems = read_jsonl(Path("data/graded/problems.jsonl"), Problem)
         heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)

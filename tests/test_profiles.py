@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = sorted(path.stem for path in (ROOT / "objectives").glob("*.yaml"))
 
 
+@cache
 def overlay_of(objective: str) -> dict[str, Any]:
     overlay: dict[str, Any] = yaml.safe_load((ROOT / f"objectives/{objective}.yaml").read_text(encoding="utf-8"))
     return overlay
+
+
+TINY = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
 
 
 def test_merge_is_deep_and_replaces_lists_and_other_kinds() -> None:
@@ -43,10 +48,9 @@ def test_every_objective_lies_over_the_default_profile(objective: str) -> None:
 @pytest.mark.parametrize("below", OBJECTIVES)
 def test_an_objective_means_the_same_over_any_other(below: str) -> None:
     """Nothing of the objective that lay there before is left over."""
-    tiny = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
     for above in OBJECTIVES:
         over_tiny, over_other = (
-            merge(start, overlay_of(above))["grpo"] for start in (tiny, merge(tiny, overlay_of(below)))
+            merge(start, overlay_of(above))["grpo"] for start in (TINY, merge(TINY, overlay_of(below)))
         )
         assert over_other["method"] == over_tiny["method"]
         if above != "rft":
@@ -56,8 +60,7 @@ def test_an_objective_means_the_same_over_any_other(below: str) -> None:
 def test_objectives_differ_by_what_their_papers_say() -> None:
     grpo, dr_grpo = (overlay_of(name)["grpo"]["objective"] for name in ("grpo", "dr_grpo"))
     assert {axis for axis in grpo if grpo[axis] != dr_grpo[axis]} == {"scale", "aggregate", "kl"}
-    tiny = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
-    assert tiny["grpo"]["objective"] == dr_grpo
+    assert TINY["grpo"]["objective"] == dr_grpo
     for name in OBJECTIVES:
         assert len((ROOT / f"objectives/{name}.yaml").read_text(encoding="utf-8").splitlines()) <= 18, name
 

@@ -1,12 +1,22 @@
 import dataclasses
+import math
 import random
 
 import pytest
 import torch
 
 from posttrain.engine.policy import sequence_logprobs
+from posttrain.engine.trainer import StepStats
 from posttrain.loops.recipe import choose_recipe
-from posttrain.loops.rl_step import Counts, Trajectory, make_loss, make_micro_batches, token_ids
+from posttrain.loops.rl_step import (
+    Counts,
+    Trajectory,
+    make_loss,
+    make_micro_batches,
+    mismatch_metrics,
+    step_metrics,
+    token_ids,
+)
 from posttrain.loops.scoring import score
 from posttrain.losses.reduce import AGGREGATES, Denominators
 from posttrain.records import Rollout
@@ -81,6 +91,34 @@ def test_the_default_on_policy_is_the_plain_policy_gradient():
         whole = sequence_logprobs(POLICY.model, ids, mask, temperature=1.0).sum()
         (-item.advantages[0] * whole / (8 * 24)).backward()
     torch.testing.assert_close(gradient, POLICY.model.get_input_embeddings().weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_value_of_the_loss_says_nothing():
+    """UT 5.1: on-policy GRPO has loss 0 and a gradient; as a token mean it is -sum A_i L_i / sum L."""
+    advantages = (1.5, -0.5, -0.5, -0.5)
+    items = [
+        dataclasses.replace(item, advantages=torch.full_like(item.advantages, a))
+        for item, a in zip(trajectories(), advantages, strict=False)
+    ]
+    lengths = [len(t.rollout.response_ids) for t in items]
+    loss, _, gradient = total(recipe_of("grpo", kl="none"), items, tokens=4096)
+    assert abs(loss) < 1e-7 and gradient.abs().max() > 1e-4
+    by_token, _, _ = total(recipe_of("grpo", kl="none", aggregate="token_mean"), items, tokens=4096)
+    assert by_token == pytest.approx(-sum(a * n for a, n in zip(advantages, lengths, strict=True)) / 100)
+
+
+def test_mismatch_metrics():
+    """UT 5.9: log-ratios ln 2 and 0 (one of three tokens is padding): weights 2 and 1."""
+    old = torch.tensor([[-1.0, -1.0, -7.0]])
+    sampled = torch.tensor([[-1.0 - math.log(2.0), -1.0, 0.0]])
+    counts = Counts(Denominators(1, 2, 3), trained_tokens=2)
+    metrics = {k: v.item() for k, v in mismatch_metrics(old, sampled, torch.tensor([[1.0, 1.0, 0.0]]), counts).items()}
+    assert metrics["rollout/mismatch"] == pytest.approx(math.log(2.0) / 2)
+    assert metrics["rollout/mismatch_max"] == pytest.approx(math.log(2.0))
+    # exp(u) - 1 - u with u = old - sampled = ln 2.
+    assert metrics["rollout/mismatch_k3"] == pytest.approx((1.0 - math.log(2.0)) / 2)
+    stats = [StepStats(0.0, 1.0, 0.1, metrics | {"train/ratio": 1.0})]
+    assert step_metrics(stats)["rollout/effective_samples"] == pytest.approx((2 + 1) ** 2 / (2 * (4 + 1)))
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
