@@ -46,7 +46,8 @@ class Evidence:
             path = self.folder / f"nonfinite-{rank()}.jsonl"
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
             raise NonFiniteError(
-                f"{error}; at fault: {len(found)} responses, the first to problem {found[0]['problem_id']}: {path}"
+                f"{error}; responses at fault ({len(found)}, at most {MOST} are kept), "
+                f"the first of them to problem {found[0]['problem_id']}: {path}"
             ) from error
 
     def _at_fault(self, model: PreTrainedModel, loss_fn: RlLoss, own: Sequence[Trajectory]) -> list[dict[str, Any]]:

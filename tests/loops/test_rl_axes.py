@@ -6,14 +6,24 @@ import json
 import pytest
 import torch
 
+from posttrain.chat.split import split_response
 from posttrain.config import ConfigError
 from posttrain.errors import NonFiniteError, StageError
 from posttrain.loops import rl_state
+from posttrain.loops.credit import Credit
+from posttrain.loops.rl import count
+from posttrain.loops.rl_batch import Batch
+from posttrain.loops.rl_step import Counts
+from posttrain.loops.sample import Sample
 from posttrain.loops.steps import SCORERS
+from posttrain.losses.reduce import Denominators
+from posttrain.records import Verdict
 from posttrain.rl.process import StepReward
 from tests.loops.test_rl import train
-from tests.loops.toy import Journal, objective, rl_section, same_weights, start_policy, weights_of
+from tests.loops.test_rl_step import trajectories
+from tests.loops.toy import PROBLEMS, Journal, objective, rl_section, same_weights, start_policy, weights_of
 
+WRONG = Verdict(0.0, "wrong")
 ADAPTIVE = {"kind": "adaptive", "target": 0.5, "horizon": 64}
 KL = {"kind": "in_reward", "estimator": "k1", "coefficient": 0.1, "controller": ADAPTIVE, "reset_reference": 2}
 IN_LOSS = KL | {"kind": "in_loss", "estimator": "k3_corrected"}
@@ -110,31 +120,39 @@ def test_the_first_minibatch_starts_at_ratio_one(tmp_path, epochs):
     assert moved > 0 if epochs > 1 else moved == 0.0
 
 
-def test_masked_responses_are_in_neither_loss_nor_denominators(tmp_path):
-    """With a limit that cuts every response, `mask` trains on nothing and `keep` does."""
-    short = {"generation": {"temperature": 1.0, "max_new_tokens": 2}, "rewards": {"repetition": SCHEDULE}}
-    for truncated, trains in (("mask", False), ("keep", True)):
-        policy = start_policy()
-        before = weights_of(policy)
-        changed = axes("grpo", truncated=truncated)
-        _, _, journal = train(
-            tmp_path / truncated, rl_section("grpo", steps=1, objective=changed, **short), policy=policy
-        )
-        assert journal.rows[0][1]["rollout/truncated"] == 1.0
-        assert same_weights(before, weights_of(policy)) is not trains
-        assert ("train/loss" in journal.rows[0][1]) is trains
-
-
 SCHEDULE = {"weight": 1.0, "start": 0, "ramp": 0}
+SHORT = {"generation": {"temperature": 1.0, "max_new_tokens": 2}}
+
+
+@pytest.mark.parametrize(("truncated", "trains"), [("mask", False), ("keep", True)])
+def test_masked_responses_train_nothing(tmp_path, truncated, trains):
+    """Where the limit cuts every response, and each is punished for it, `keep` trains on all and `mask` on none."""
+    policy = start_policy()
+    before = weights_of(policy)
+    changed = axes("dr_grpo", baseline="none", truncated=truncated)
+    section = rl_section(steps=1, objective=changed, rewards={"overlong": SCHEDULE}, **SHORT)
+    _, _, journal = train(tmp_path, section, policy=policy)
+    assert journal.rows[0][1]["rollout/truncated"] == 1.0
+    assert same_weights(before, weights_of(policy)) is not trains
+    assert ("train/loss" in journal.rows[0][1]) is trains
+
+
+def test_masked_responses_are_in_no_denominator():
+    """Of responses with 3, 7 and 1 tokens the second is masked."""
+    problem, items = PROBLEMS[0], trajectories()[:3]
+    samples = [Sample(problem, "think", t.rollout, "", split_response("", "think"), WRONG, False) for t in items]
+    batch = Batch([samples], [[Credit(t.advantages) for t in items]], [[True, False, True]], {}, {})
+    section = rl_section()
+    counts = count(batch, [0], [items[0], items[2]], section)
+    assert counts == Counts(Denominators(sequences=2, tokens=4, max_tokens=24), trained_tokens=4)
 
 
 @pytest.mark.parametrize(
     ("truncated", "total"), [({"kind": "penalty", "penalty": 2.0}, -2.0), ({"kind": "replace", "reward": -5.0}, -5.0)]
 )
 def test_responses_without_an_end_are_paid_less(tmp_path, truncated, total):
-    short = {"generation": {"temperature": 1.0, "max_new_tokens": 2}}
     changed = axes("dr_grpo", truncated=truncated)
-    _, _, journal = train(tmp_path, rl_section(steps=1, objective=changed, **short))
+    _, _, journal = train(tmp_path, rl_section(steps=1, objective=changed, **SHORT))
     assert journal.rows[0][1]["reward/total"] == total
 
 
@@ -160,7 +178,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_shows_the_response(t
     policy = start_policy()
     before = weights_of(policy)
     section = rl_section("process_grpo", steps=1, objective=axes("process_grpo", scale="none", kl="none"))
-    with pytest.raises(NonFiniteError, match=r"weights are unchanged.*problem p\d: .*nonfinite-0\.jsonl") as stopped:
+    with pytest.raises(NonFiniteError, match=r"weights are unchanged.*problem p0: .*nonfinite-0\.jsonl") as stopped:
         train(tmp_path, section, policy=policy)
     assert same_weights(before, weights_of(policy))
     path = tmp_path / "nonfinite-0.jsonl"
@@ -171,13 +189,14 @@ def test_a_loss_that_is_no_number_stops_before_the_step_and_shows_the_response(t
     )
     assert all("boxed" in row["text"] and len(row["advantages"]) == len(row["response_ids"]) for row in rows)
     assert all(not torch.tensor(row["advantages"]).float().isfinite().all() for row in rows)
-    # Only responses with such advantages are at fault: one in each group.
-    assert len(rows) == 4
+    # The other groups are not at fault.
+    assert [row["problem_id"] for row in rows] == ["p0"] * 8
 
 
 def huge_steps(samples):
-    """Rewards that are finite in float64, and whose sum is not in float32, for the first response of a group."""
-    return [[StepReward(0, 1e300 if number == 0 else 0.0)] for number, _ in enumerate(samples)]
+    """Rewards of p0's group that are finite in float64, and whose advantages are not in float32."""
+    huge = samples[0].problem.id == "p0"
+    return [[StepReward(0, 1e300 if huge and number == 0 else 0.0)] for number, _ in enumerate(samples)]
 
 
 def test_process_credit_needs_a_scorer(tmp_path, monkeypatch):
