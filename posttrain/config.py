@@ -12,46 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Scalar = int | float | bool | str
-
-
-class ConfigError(ValueError):
-    """A params file that cannot be used; names the file, the field, the value got and the value wanted."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
+from posttrain.config_fields import (
+    ConfigError,
+    Count,
+    Fraction,
+    Generation,
+    NonNegative,
+    Optimizer,
+    Positive,
+    Scalar,
+    Section,
+)
+from posttrain.config_rl import Rl
 
 Parsed = TypeVar("Parsed", bound=Section)
-
-
-class Optimizer(Section):
-    """AdamW with a warm-up and a schedule; one learning rate per optimizer step."""
-
-    lr: Positive
-    schedule: Literal["constant", "linear", "cosine"]
-    warmup: Fraction
-    """Share of the steps over which the rate rises linearly from 0."""
-    final_lr_ratio: Fraction
-    """Rate at the last step as a share of lr (cosine and linear)."""
-    weight_decay: NonNegative
-    betas: tuple[Fraction, Fraction]
-    grad_clip: Positive
-    """Largest global gradient norm."""
-
-
-class Generation(Section):
-    """How responses are sampled. top_p and top_k stay off: a truncated sampler would not be the policy trained."""
-
-    temperature: NonNegative
-    max_new_tokens: Count
 
 
 class Engine(Section):
@@ -247,73 +223,6 @@ class Grade(Section):
     """Prompts graded at most."""
 
 
-class Schedule(Section):
-    """A weight that is 0 before step `start` and rises linearly to its value over `ramp` steps."""
-
-    weight: float
-    start: Annotated[int, Field(ge=0)]
-    ramp: Annotated[int, Field(ge=0)]
-
-
-class KL(Section):
-    place: Literal["none", "in_reward", "in_loss"]
-    estimator: Literal["k1", "k2", "k3", "k3_corrected"]
-    coefficient: NonNegative
-
-
-class Objective(Section):
-    """One choice per axis (design: RL is one loop); the names are those of posttrain.loops.rl's tables."""
-
-    baseline: str
-    scale: str
-    credit: str
-    ratio: str
-    clip: str
-    clip_low: NonNegative
-    clip_high: NonNegative
-    clip_dual: Annotated[float, Field(gt=1.0)]
-    """Clip `dual`: the loss of a bad token is at most this times its advantage."""
-    surrogate: str
-    tau: NonNegative
-    """Surrogate `squared_log_ratio`: strength of the pull to the policy that sampled."""
-    aggregate: str
-    correction: str
-    correction_cap: Annotated[float, Field(gt=1.0)]
-    """Largest weight of trainer over sampler probability: truncated to it, or masked beyond it."""
-    groups: str
-    refills: Annotated[int, Field(ge=0)]
-    """Groups `drop_constant`: further rounds of sampling until the batch is full."""
-    kl: KL
-
-
-class Rl(Section):
-    """Shared by grpo, and by align where its method is an RL one."""
-
-    objective: Objective
-    rewards: dict[str, Schedule]
-    """Reward term -> weight and schedule."""
-    sampling: Literal["uniform", "curriculum", "prioritised"]
-    curriculum_steps: Annotated[int, Field(ge=0)]
-    """Steps over which the curriculum moves from the easiest prompts to all of them."""
-    prompts_per_step: Count
-    group_size: Count
-    steps: Count
-    epochs: Count
-    """Passes over each batch of rollouts."""
-    minibatches: Count
-    """Optimizer steps per pass."""
-    micro_batch_tokens: Count
-    """Padded tokens per forward pass: memory, and no effect on the result beyond rounding."""
-    generation: Generation
-    optimizer: Optimizer
-    max_unverified: Fraction
-    """The run stops when a larger share of a step's samples could not be verified."""
-    save_every: Count
-    eval_every: Count
-    """Steps between looks at the held-out problems; more at the start, the end and where the length reward starts."""
-    eval_samples: Count
-
-
 class Fuse(Section):
     optimizer: Optimizer
     epochs: Positive
@@ -479,6 +388,10 @@ def _explain(item: Any, where: str) -> str:
         return f"{where}: {name}: missing; wanted: a value (for params.yaml, profiles/tiny.yaml has them all)"
     if kind == "extra_forbidden":
         return f"{where}: {name}: got {item['input']!r}; wanted: no such key (unknown name, perhaps a typing error)"
+    if kind == "union_tag_invalid":
+        return f"{where}: {name}: got {item['ctx']['tag']!r}; wanted: one of {item['ctx']['expected_tags']}"
+    if kind == "value_error":  # raised by a section's own check, which says what it got
+        return f"{where}: {name}: {item['ctx']['error']}"
     hint = ""
     if isinstance(item["input"], str) and kind in ("float_type", "int_type"):
         try:

@@ -6,11 +6,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain.engine.policy import Policy, load_policy, save_policy
+from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
 from posttrain.job import Job, open_job
 from posttrain.loops.pairs import judged_win_rate, make_pairs
 from posttrain.loops.preference import run_dpo
-from posttrain.loops.rl import frozen_copy
 from posttrain.loops.rounds import Summary, run_rounds
 from posttrain.loops.sample import Sample, sample_policy
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score

@@ -55,6 +55,13 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
+def all_max(values: Tensor) -> Tensor:
+    """Largest over ranks."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
 def gather_objects(value: Gathered) -> list[Gathered]:
     """`value` of every rank, in their order."""
     if world_size() == 1:

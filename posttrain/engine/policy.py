@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens, N wanted tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,11 @@ def build_micro(config: MicroModel, *, vocab_size: int, eos_id: int, pad_id: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen3ForCausalLM(architecture).eval()
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as it is now, never to be trained: a reference."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def count_parameters(model: nn.Module) -> int:

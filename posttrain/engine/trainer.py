@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.engine.distributed import all_sum, start_processes, world_size
+from posttrain.engine.distributed import all_max, all_sum, start_processes, world_size
 from posttrain.engine.policy import DTYPES
 from posttrain.engine.schedule import learning_rate
 from posttrain.errors import NonFiniteError
@@ -40,6 +40,9 @@ warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated",
 
 Item = TypeVar("Item")
 LossFn = Callable[[nn.Module, Item], tuple[Tensor, dict[str, Tensor]]]
+
+_LARGEST = "_max"
+"""Ending of metrics of which the largest counts, not the sum; none is negative."""
 
 _ONE_GROUP = 10**15
 """ZeRO 3 steps groups of this many parameters one after the other; the norm needs them all at once."""
@@ -53,7 +56,7 @@ class StepStats:
     """Global, before clipping."""
     lr: float
     metrics: dict[str, float]
-    """Summed over micro-batches and ranks."""
+    """Summed over micro-batches and ranks; those named `..._max`: the largest."""
 
 
 class ClippedAdamW(torch.optim.AdamW):
@@ -141,10 +144,10 @@ class Trainer:
             self._engine.backward(loss * (weight * world_size()))
             for name, value in {"loss": loss, **metrics}.items():
                 part = value.detach().double() * weight
-                sums[name] = sums[name] + part if name in sums else part
-        names = sorted(sums)
-        totals = all_sum(torch.stack([sums[name].reshape(()) for name in names]))
-        metrics = dict(zip(names, totals.tolist(), strict=True))
+                if name in sums:
+                    part = torch.maximum(sums[name], part) if name.endswith(_LARGEST) else sums[name] + part
+                sums[name] = part
+        metrics = _over_ranks(sums)
         if not math.isfinite(metrics["loss"]):
             raise NonFiniteError(
                 f"step {self.steps_done}: loss is {metrics['loss']}; wanted: a finite number; the weights are unchanged"
@@ -196,6 +199,10 @@ class Trainer:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self._adamw.param_groups for p in group["params"]]
 
+    def reset_optimizer(self) -> None:
+        """Forget AdamW's moments and the number of its steps; weights and learning rate stay."""
+        self._adamw.state.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's whole state, as copies: weights, fp32 master weights, AdamW's moments, step, generators."""
         masters = self._masters()
@@ -228,6 +235,15 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def _over_ranks(parts: dict[str, Tensor]) -> dict[str, float]:
+    """Metrics of all ranks from those of each."""
+    names = sorted(parts, key=lambda name: (name.endswith(_LARGEST), name))
+    values = torch.stack([parts[name].reshape(()) for name in names])
+    first = sum(not name.endswith(_LARGEST) for name in names)
+    totals = [all_sum(values[:first]), *([all_max(values[first:])] if first < len(names) else [])]
+    return dict(zip(names, torch.cat(totals).tolist(), strict=True))
 
 
 def _deepspeed_config(stage: int, *, bf16: bool) -> dict[str, Any]:

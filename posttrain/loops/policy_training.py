@@ -15,8 +15,12 @@ from posttrain import config
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.loops.heldout import look_at_heldout
+from posttrain.loops.rft import run_rft
 from posttrain.loops.rl import run_rl
 from posttrain.records import Problem
+
+Log = Callable[[dict[str, float], int], None]
+Look = Callable[[], dict[str, float]]
 
 
 def train_policy(
@@ -28,7 +32,7 @@ def train_policy(
     rollouts: RolloutEngine,
     engine: config.Engine,
     seed: int,
-    log: Callable[[dict[str, float], int], None],
+    log: Log,
     checkpoints: Path,
 ) -> dict[str, Any]:
     """Train `policy` in place and return the report of it: means at the start and at the end, looks by step.
@@ -36,7 +40,6 @@ def train_policy(
     `rollouts` must sample from `policy`'s weights, and does so again when this returns. `log` gets (metrics, step), the
     seconds of each step as `time/step`. Continues from the last checkpoint in `checkpoints`.
     """
-    start = section.rewards["length"].start if "length" in section.rewards else 0
     look = partial(
         look_at_heldout,
         rollouts,
@@ -47,6 +50,23 @@ def train_policy(
         generation=section.generation,
         seed=seed,
     )
+    train = _METHODS[section.method]
+    return train(policy, problems, section, look, rollouts=rollouts, engine=engine, seed=seed, log=log, at=checkpoints)
+
+
+def _by_rl(
+    policy: Policy,
+    problems: Sequence[Problem],
+    section: config.Rl,
+    look: Look,
+    *,
+    rollouts: RolloutEngine,
+    engine: config.Engine,
+    seed: int,
+    log: Log,
+    at: Path,
+) -> dict[str, Any]:
+    start = section.rewards["length"].start if "length" in section.rewards else 0
     summary = run_rl(
         policy,
         problems,
@@ -55,8 +75,46 @@ def train_policy(
         engine=engine,
         seed=seed,
         log=log,
-        checkpoints=checkpoints,
+        checkpoints=at,
         measure=look,
         measure_at={0, start, section.steps} | set(range(section.eval_every, section.steps, section.eval_every)),
     )
     return {"length_reward_start": start, **summary}
+
+
+def _by_rft(
+    policy: Policy,
+    problems: Sequence[Problem],
+    section: config.Rl,
+    look: Look,
+    *,
+    rollouts: RolloutEngine,
+    engine: config.Engine,
+    seed: int,
+    log: Log,
+    at: Path,
+) -> dict[str, Any]:
+    """With as many samples as RL would draw in its steps, spread evenly over the problems."""
+    before = look()
+    log({f"eval/{name}": value for name, value in before.items()}, 0)
+    summary = run_rft(
+        policy,
+        problems,
+        samples=max(1, round(section.steps * section.prompts_per_step * section.group_size / len(problems))),
+        max_per_problem=section.rft.max_per_problem,
+        epochs=section.rft.epochs,
+        batch_tokens=section.rft.batch_tokens,
+        sequence_length=section.rft.sequence_length,
+        optimizer=section.optimizer,
+        generation=section.generation,
+        rollouts=rollouts,
+        engine=engine,
+        seed=seed,
+        log=log,
+        checkpoints=at,
+        save_every=section.save_every,
+    )
+    return {**summary, "heldout": {"0": before, str(summary["steps"]): look()}}
+
+
+_METHODS = {"rl": _by_rl, "rft": _by_rft}

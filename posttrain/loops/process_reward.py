@@ -22,12 +22,13 @@ from posttrain import config
 from posttrain.engine.batching import micro_batches, pad
 from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy
+from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
-from posttrain.loops.reward_model import build_reward_model
 from posttrain.loops.sample import Sample
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length
-from posttrain.rewards.steps import StepReward, checked_steps, split_steps
+from posttrain.rewards.steps import checked_steps, split_steps
+from posttrain.rl.process import StepReward
 
 StepScorer = Callable[[Sequence[Sample]], list[list[StepReward]]]
 """Rewards of every step of every sample, in order: at least one step for each."""
@@ -64,7 +65,7 @@ def run_process_reward(
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> PreTrainedModel:
     """The process reward model that starts from the policy's body and is trained on `examples`."""
-    model = build_reward_model(policy.model, seed=seed)
+    model = with_scalar_head(policy.model, seed=seed)
     batches = epoch_batches(len(examples), size=batch_responses, epochs=epochs, seed=seed)
     trainer = Trainer(model, optimizer=optimizer, total_steps=len(batches), engine=engine, seed=seed)
     for step, indices in enumerate(batches, start=1):

@@ -6,16 +6,31 @@ What a published method is stands in objectives/<method>.yaml; what each choice 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from posttrain.config import ConfigError, Objective
+from posttrain.config_rl import (
+    AdaptiveKL,
+    DroppedGroups,
+    DualClip,
+    NoClip,
+    Objective,
+    PpoClip,
+    ProcessCredit,
+    ReferenceKL,
+    SamplerCorrection,
+    SquaredLogRatio,
+    TruncationPenalty,
+    TruncationReward,
+    ValueBaseline,
+    refuse_contradictions,
+)
 from posttrain.losses import policy
 from posttrain.losses.kl import ESTIMATORS
 from posttrain.losses.reduce import AGGREGATES, Aggregate
-from posttrain.rl.advantages import BASELINES, SCALES, Statistic
+from posttrain.rl.advantages import BASELINES, SCALES, Statistic, no_baseline
+from posttrain.rl.truncation import TRUNCATIONS, Truncation
 
 Surrogate = Callable[["Recipe", Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(recipe, policy_BT, old_BT, mask_BT, advantages_BT) -> (loss per token, 1 where a bound was reached)."""
@@ -26,7 +41,19 @@ class Recipe:
     """Functions and numbers of one objective."""
 
     baseline: Statistic
+    """Of samples; with a value network there is none."""
+    value: ValueBaseline | None
     scale: Statistic
+    whiten: bool
+    credit: str
+    """`outcome`, `process` or `value`: key of posttrain.loops.credit.CREDITS."""
+    steps: str | None
+    """Where step rewards come from: key of posttrain.loops.steps.SCORERS."""
+    outcome_weight: float
+    """Of the outcome's advantage beside step rewards."""
+    truncation: Truncation
+    truncation_amount: float
+    mask_truncated: bool
     ratio: Callable[[Tensor, Tensor, Tensor], Tensor]
     clip: policy.Clip
     clip_low: float
@@ -34,6 +61,7 @@ class Recipe:
     clip_dual: float
     surrogate: Surrogate
     tau: float
+    reset_optimizer: bool
     aggregate: Aggregate
     correction: policy.Correction
     correction_cap: float
@@ -44,6 +72,16 @@ class Recipe:
     kl_in_loss: float
     kl_in_reward: float
     """Coefficients; 0 where the KL is not."""
+    kl_controller: AdaptiveKL | None
+    reset_reference: int
+
+    def with_kl(self, coefficient: float) -> Recipe:
+        """The same with another coefficient, where the KL is."""
+        return replace(
+            self,
+            kl_in_loss=coefficient if self.kl_in_loss else 0.0,
+            kl_in_reward=coefficient if self.kl_in_reward else 0.0,
+        )
 
 
 def _clipped(
@@ -80,62 +118,50 @@ SURROGATES: Mapping[str, Surrogate] = {
     "squared_log_ratio": _squared,
 }
 
-CREDITS: Mapping[str, None] = {"outcome": None}
-"""One advantage for all tokens of a response."""
-
-GROUPS: Mapping[str, bool] = {"keep_all": False, "drop_constant": True}
-
-Choice = TypeVar("Choice")
+UNUSED = 1.0
+"""Number of a choice that was not made: no function looks at it."""
 
 
 def choose_recipe(objective: Objective, *, group_size: int) -> Recipe:
-    """The functions of an objective; raises ConfigError naming the axis, the value got and the values there are."""
-    _pick(CREDITS, "credit", objective.credit)
-    recipe = Recipe(
-        baseline=_pick(BASELINES, "baseline", objective.baseline),
-        scale=_pick(SCALES, "scale", objective.scale),
-        ratio=_pick(policy.RATIOS, "ratio", objective.ratio),
-        clip=_pick(policy.CLIPS, "clip", objective.clip),
-        clip_low=objective.clip_low,
-        clip_high=objective.clip_high,
-        clip_dual=objective.clip_dual,
-        surrogate=_pick(SURROGATES, "surrogate", objective.surrogate),
-        tau=objective.tau,
-        aggregate=_pick(AGGREGATES, "aggregate", objective.aggregate),
-        correction=_pick(policy.CORRECTIONS, "correction", objective.correction),
-        correction_cap=objective.correction_cap,
-        drop_constant=_pick(GROUPS, "groups", objective.groups),
-        refills=objective.refills,
-        kl=ESTIMATORS[objective.kl.estimator],
-        kl_in_loss=objective.kl.coefficient if objective.kl.place == "in_loss" else 0.0,
-        kl_in_reward=objective.kl.coefficient if objective.kl.place == "in_reward" else 0.0,
+    """The functions of an objective; raises ConfigError where its choices contradict each other."""
+    refuse_contradictions(objective, group_size=group_size)
+    baseline, credit, clip, kl = objective.baseline, objective.credit, objective.clip, objective.kl
+    value = baseline if isinstance(baseline, ValueBaseline) else None
+    place = kl.kind
+    return Recipe(
+        baseline=no_baseline if value else BASELINES[baseline.kind],
+        value=value,
+        scale=SCALES[objective.scale],
+        whiten=objective.scale == "whiten",
+        credit="value" if value else credit.kind,
+        steps=credit.steps if isinstance(credit, ProcessCredit) else None,
+        outcome_weight=credit.outcome if isinstance(credit, ProcessCredit) else UNUSED,
+        truncation=TRUNCATIONS[objective.truncated.kind],
+        truncation_amount=_truncation_amount(objective),
+        mask_truncated=objective.truncated.kind == "mask",
+        ratio=policy.RATIOS[objective.ratio],
+        clip=policy.CLIPS[clip.kind],
+        clip_low=clip.low if isinstance(clip, PpoClip | DualClip) else UNUSED,
+        clip_high=UNUSED if isinstance(clip, NoClip) else clip.high,
+        clip_dual=clip.bound if isinstance(clip, DualClip) else UNUSED,
+        surrogate=SURROGATES[objective.surrogate.kind],
+        tau=objective.surrogate.tau if isinstance(objective.surrogate, SquaredLogRatio) else 0.0,
+        reset_optimizer=isinstance(objective.surrogate, SquaredLogRatio) and objective.surrogate.reset_optimizer,
+        aggregate=AGGREGATES[objective.aggregate],
+        correction=policy.CORRECTIONS[objective.correction.kind],
+        correction_cap=objective.correction.cap if isinstance(objective.correction, SamplerCorrection) else UNUSED,
+        drop_constant=objective.groups.kind == "drop_constant",
+        refills=objective.groups.refills if isinstance(objective.groups, DroppedGroups) else 0,
+        kl=ESTIMATORS[kl.estimator if isinstance(kl, ReferenceKL) else "k3"],
+        kl_in_loss=kl.coefficient if isinstance(kl, ReferenceKL) and place == "in_loss" else 0.0,
+        kl_in_reward=kl.coefficient if isinstance(kl, ReferenceKL) and place == "in_reward" else 0.0,
+        kl_controller=kl.controller if isinstance(kl, ReferenceKL) and isinstance(kl.controller, AdaptiveKL) else None,
+        reset_reference=kl.reset_reference if isinstance(kl, ReferenceKL) else 0,
     )
-    _refuse_combinations(objective, group_size)
-    return recipe
 
 
-def _pick(table: Mapping[str, Choice], axis: str, name: str) -> Choice:
-    if name not in table:
-        raise ConfigError(f"objective.{axis}: got '{name}', wanted one of {', '.join(table)}")
-    return table[name]
-
-
-def _refuse_combinations(objective: Objective, group_size: int) -> None:
-    """Choices that are each right and together wrong."""
-    if objective.ratio == "sequence" and objective.aggregate != "sequence_mean":
-        raise ConfigError(
-            f"objective.aggregate: got '{objective.aggregate}', wanted 'sequence_mean': a ratio per sequence is "
-            "normalised by length, and so must its loss be (GSPO)"
-        )
-    if objective.surrogate == "squared_log_ratio" and objective.aggregate not in ("sequence_sum", "constant"):
-        raise ConfigError(
-            f"objective.aggregate: got '{objective.aggregate}', wanted 'sequence_sum' or 'constant': the squared "
-            "log-ratio belongs to whole sequences (Kimi k1.5)"
-        )
-    if group_size < 2 and (objective.baseline in ("group_mean", "leave_one_out") or objective.scale == "group_std"):
-        raise ConfigError(f"group_size: got {group_size}, wanted at least 2 for statistics of a group")
-    if objective.kl.place == "in_reward" and objective.kl.estimator != "k1":
-        raise ConfigError(
-            f"objective.kl.estimator: got '{objective.kl.estimator}', wanted 'k1': in the reward the others have a "
-            "wrong gradient"
-        )
+def _truncation_amount(objective: Objective) -> float:
+    match objective.truncated:
+        case TruncationPenalty(penalty=amount) | TruncationReward(reward=amount):
+            return amount
+    return UNUSED

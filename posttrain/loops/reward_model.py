@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.batching import micro_batches, pad
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy
+from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
 from posttrain.evals.calibration import Forecast, ece
 from posttrain.loops.clock import Clock
@@ -63,7 +64,7 @@ def run_reward_model(
     """The reward model trained on the `train` pairs, and its quality on the `heldout` ones."""
     train = [pair_ids(policy.tokenizer, pair) for pair in pairs if pair.split == "train"]
     heldout = [pair_ids(policy.tokenizer, pair) for pair in pairs if pair.split == "heldout"]
-    model = build_reward_model(policy.model, seed=seed)
+    model = with_scalar_head(policy.model, seed=seed)
     batches = epoch_batches(len(train), size=section.batch_pairs, epochs=section.epochs, seed=seed)
     trainer = Trainer(model, optimizer=section.optimizer, total_steps=len(batches), engine=engine, seed=seed)
     if found := latest_checkpoint(checkpoints):
@@ -84,16 +85,6 @@ def run_reward_model(
         if some
     }
     return model, {"steps": len(batches), "train_pairs": len(train), "heldout_pairs": len(heldout), **quality}
-
-
-def build_reward_model(policy: PreTrainedModel, *, seed: int) -> PreTrainedModel:
-    """A classifier with one label: the policy's body, and a new head."""
-    settings = type(policy.config).from_dict(policy.config.to_dict() | {"num_labels": 1})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(settings, dtype=policy.dtype)
-    model.base_model.load_state_dict(policy.base_model.state_dict())
-    return model.eval().to(policy.device)
 
 
 def scores(model: nn.Module, batch: ScoreBatch) -> Tensor:

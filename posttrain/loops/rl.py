@@ -12,7 +12,6 @@ With several ranks the first samples and verifies, all train their share of the 
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -21,7 +20,6 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
@@ -30,10 +28,23 @@ from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.engine.trainer import StepStats, Trainer
 from posttrain.loops.clock import Clock
-from posttrain.loops.recipe import Recipe, choose_recipe
-from posttrain.loops.rl_batch import Batch, Collector, mean
-from posttrain.loops.rl_step import Counts, Trajectory, from_first_rank, make_loss, make_micro_batches, token_ids
+from posttrain.loops.recipe import choose_recipe
+from posttrain.loops.rl_batch import Batch, Collector
+from posttrain.loops.rl_evidence import Evidence
+from posttrain.loops.rl_state import Learner
+from posttrain.loops.rl_step import (
+    Counts,
+    Trajectory,
+    from_first_rank,
+    make_loss,
+    make_micro_batches,
+    mean,
+    step_metrics,
+    token_ids,
+)
+from posttrain.loops.rl_value import make_value_loss, value_step_metrics
 from posttrain.loops.scoring import score
+from posttrain.loops.steps import make_step_scorer
 from posttrain.losses.reduce import Denominators
 from posttrain.records import Problem
 from posttrain.rewards.total import Scorer, make_terms
@@ -67,21 +78,20 @@ def run_rl(
     `checkpoints`, with the result of a run that was never interrupted. `scorers`: reward terms with a state, by name.
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
+    score_steps = make_step_scorer(recipe.steps, policy) if recipe.steps else None
     terms = make_terms(section.rewards, scorers=scorers)
-    reference = frozen_copy(policy.model)
-    updates = section.steps * section.epochs * section.minibatches
-    trainer = Trainer(policy.model, optimizer=section.optimizer, total_steps=updates, engine=engine, seed=seed)
+    learner = Learner(policy, recipe, section, engine=engine, seed=seed)
     rates = [problem.pass_rate for problem in problems]
     sampler = PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
-    collector = Collector(policy.tokenizer, reference, problems, sampler, rollouts, recipe, section, terms)
+    collector = Collector(policy.tokenizer, learner, score_steps, problems, sampler, rollouts, section, terms)
     history: list[dict[str, float]] = []
     measured: dict[str, dict[str, float]] = {}
     if found := latest_checkpoint(checkpoints):
-        _, state = found
-        trainer.load_state_dict(state["trainer"])
+        state = found[1]
+        learner.load_state_dict(state["learner"])
         sampler.load_state_dict(state["sampler"])
         history, measured = state["history"], state["measured"]
-        sync(trainer, rollouts, version=len(history))
+        sync(learner.trainer, rollouts, version=len(history))
     elif 0 in measure_at:
         measured["0"] = from_first_rank(measure)
         log(_as_eval(measured["0"]), 0)
@@ -91,19 +101,21 @@ def run_rl(
             name: scheduled_weight(term.weight, start=term.start, ramp=term.ramp, step=step)
             for name, term in section.rewards.items()
         }
+        learner.begin(step)
         batch = from_first_rank(partial(collector.collect, step, weights, f"{seed}:{step}", clock))
         with clock("update"):
-            trained = update(trainer, batch, recipe, section, seed=f"{seed}:{step}")
+            trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
         with clock("sync"):
-            sync(trainer, rollouts, version=step + 1)
-        metrics = batch.metrics | trained | clock.metrics(tokens=batch.tokens)
+            sync(learner.trainer, rollouts, version=step + 1)
+        trained |= learner.adapt(batch.metrics["kl/k1_sequence"], samples=section.prompts_per_step * section.group_size)
         history.append(batch.metrics | trained)
+        metrics = history[-1] | clock.metrics(tokens=batch.tokens)
         if step + 1 in measure_at:
             measured[str(step + 1)] = from_first_rank(measure)
             metrics |= _as_eval(measured[str(step + 1)])
         log(metrics, step + 1)
         if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
-            state = {"trainer": trainer.state_dict(), "sampler": sampler.state_dict()}
+            state = {"learner": learner.state_dict(), "sampler": sampler.state_dict()}
             save_checkpoint(checkpoints, step + 1, state | {"history": history, "measured": measured})
     return summary(history) | {"heldout": measured}
 
@@ -112,83 +124,80 @@ def _as_eval(metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in metrics.items()}
 
 
-def update(trainer: Trainer, batch: Batch, recipe: Recipe, section: config.Rl, *, seed: str) -> dict[str, float]:
+def update(
+    learner: Learner, batch: Batch, section: config.Rl, evidence: Evidence, *, step: int, seed: int
+) -> dict[str, float]:
     """The optimizer steps on one batch, and their metrics; none where nothing teaches."""
-    trajectories = prepare(trainer, batch, recipe, section)
+    recipe, trajectories = learner.recipe, prepare(learner, batch, section)
     stats: list[StepStats] = []
+    value_stats: list[StepStats] = []
     for epoch in range(section.epochs):
-        order = random.Random(f"{seed}:{epoch}").sample(range(len(batch.samples)), len(batch.samples))
+        order = random.Random(f"{seed}:{step}:{epoch}").sample(range(len(batch.samples)), len(batch.samples))
         for part in range(section.minibatches):
             prompts = order[part :: section.minibatches]
             chosen = [trajectory for p in prompts for trajectory in trajectories.get(p, [])]
             if len(chosen) < world_size():
                 continue
             own = chosen[rank() :: world_size()]
-            micro_batches = make_micro_batches(own, tokens=section.micro_batch_tokens, device=trainer.model.device)
+            micro_batches = make_micro_batches(
+                own, tokens=section.micro_batch_tokens, device=learner.trainer.model.device
+            )
             counts = count(batch, prompts, chosen, section)
-            loss_fn = make_loss(recipe, counts, temperature=section.generation.temperature)
-            stats.append(trainer.step(micro_batches, loss_fn))
-    return step_metrics(stats)
+            if learner.critic and recipe.value:
+                value_loss = make_value_loss(counts, clip=recipe.value.clip)
+                value_stats.append(evidence.train(learner.critic, micro_batches, value_loss, own))
+            if learner.trains_policy(step):
+                loss_fn = make_loss(recipe, counts, temperature=section.generation.temperature)
+                stats.append(evidence.train(learner.trainer, micro_batches, loss_fn, own))
+    return step_metrics(stats) | value_step_metrics(value_stats)
 
 
-def prepare(trainer: Trainer, batch: Batch, recipe: Recipe, section: config.Rl) -> dict[int, list[Trajectory]]:
+def prepare(learner: Learner, batch: Batch, section: config.Rl) -> dict[int, list[Trajectory]]:
     """The trajectories of every group that teaches something.
 
     Their log-probabilities before the update need a forward pass of their own only when there are several steps.
     """
-    taught = [p for p in range(len(batch.samples)) if batch.has_signal(p) or recipe.kl_in_loss]
-    old: list[Tensor | None] = [None] * sum(len(batch.samples[p]) for p in taught)
-    if section.epochs * section.minibatches > 1:
+    recipe, several = learner.recipe, section.epochs * section.minibatches > 1
+    # Groups without an advantage still pull: to the reference, to the policy that sampled, or the value network.
+    all_teach = recipe.kl_in_loss or recipe.value or (recipe.tau and several)
+    taught = [p for p in range(len(batch.samples)) if all_teach or batch.has_signal(p)]
+    kept = [(p, g) for p in taught for g, is_trained in enumerate(batch.trained[p]) if is_trained]
+    old: list[Tensor | None] = [None] * len(kept)
+    if several:
         old[:] = score(
-            trainer.model,
-            [token_ids(sample.rollout) for p in taught for sample in batch.samples[p]],
+            learner.trainer.model,
+            [token_ids(batch.samples[p][g].rollout) for p, g in kept],
             micro_batch_tokens=section.micro_batch_tokens,
             temperature=section.generation.temperature,
         )
-    scores = iter(old)
-    return {
-        p: [
+    trajectories: dict[int, list[Trajectory]] = {p: [] for p in taught}
+    for (p, g), scores in zip(kept, old, strict=True):
+        credit = batch.credits[p][g]
+        reference = batch.reference[p, g] if recipe.kl_in_loss else None
+        trajectories[p].append(
             Trajectory(
-                rollout=sample.rollout,
-                advantage=float(batch.advantages_PG[p, g]),
-                old=next(scores),
-                reference=batch.reference[p, g] if recipe.kl_in_loss else None,
+                batch.samples[p][g].rollout, credit.advantages_T, scores, reference, credit.values_T, credit.returns_T
             )
-            for g, sample in enumerate(batch.samples[p])
-        ]
-        for p in taught
-    }
+        )
+    return trajectories
 
 
 def count(batch: Batch, prompts: Sequence[int], chosen: Sequence[Trajectory], section: config.Rl) -> Counts:
     """Denominators of one optimizer step: all its prompts count, those that teach nothing too."""
-    rollouts = [sample.rollout for p in prompts for sample in batch.samples[p]]
-    tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    lengths = [
+        sample.tokens
+        for p in prompts
+        for sample, is_trained in zip(batch.samples[p], batch.trained[p], strict=True)
+        if is_trained
+    ]
     trained = sum(len(trajectory.rollout.response_ids) for trajectory in chosen)
-    return Counts(Denominators(len(rollouts), tokens, section.generation.max_new_tokens), trained)
+    return Counts(Denominators(len(lengths), sum(lengths), section.generation.max_new_tokens), trained)
 
 
 def sync(trainer: Trainer, rollouts: RolloutEngine, *, version: int) -> None:
     """Let the sampler use the weights just trained; it proves that it does, or stops the run."""
     if rank() == 0:
         rollouts.load_weights(trainer.model, version)
-
-
-def step_metrics(stats: Sequence[StepStats]) -> dict[str, float]:
-    """Means over the optimizer steps of a batch."""
-    if not stats:
-        return {}
-    metrics = {name: mean([step.metrics[name] for step in stats]) for name in stats[0].metrics}
-    return metrics | {
-        "train/loss": mean([step.loss for step in stats]),
-        "train/grad_norm": mean([step.grad_norm for step in stats]),
-        "train/learning_rate": stats[-1].lr,
-    }
-
-
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The policy as it is now, never to change: the reference."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -11,22 +11,26 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from posttrain import config
 from posttrain.chat.template import END_OF_TEXT, TURN_END, render_prompt, special_id
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import VerifierError
 from posttrain.loops.clock import Clock
+from posttrain.loops.credit import Credit, Rewarded, assign_credit
+from posttrain.loops.process_reward import StepScorer
 from posttrain.loops.recipe import Recipe
-from posttrain.loops.rl_step import token_ids
+from posttrain.loops.rl_state import Learner
+from posttrain.loops.rl_step import mean, token_ids
+from posttrain.loops.rl_value import predict_values
 from posttrain.loops.sample import Sample, read_sample
 from posttrain.loops.scoring import score
 from posttrain.losses.kl import k3
 from posttrain.records import Message, Problem
 from posttrain.rewards import terms
 from posttrain.rewards.total import Scorer, total_rewards
-from posttrain.rl.advantages import advantages
+from posttrain.rl.gae import explained_variance
 from posttrain.rl.sampling import PromptSampler
 
 WATCHED = 2
@@ -41,7 +45,9 @@ class Batch:
     """P groups of G samples."""
 
     samples: list[list[Sample]]
-    advantages_PG: Tensor
+    credits: list[list[Credit]]
+    trained: list[list[bool]]
+    """False for responses left out of the loss and its denominators."""
     reference: dict[tuple[int, int], Tensor]
     """Log-probabilities (response tokens,) under the reference of the samples (p, g) for which they were computed."""
     metrics: dict[str, float]
@@ -52,8 +58,8 @@ class Batch:
         return sum(sample.tokens for group in self.samples for sample in group)
 
     def has_signal(self, group: int) -> bool:
-        """Whether any sample of the group has an advantage."""
-        return bool((self.advantages_PG[group] != 0).any())
+        """Whether any token of the group has an advantage."""
+        return any(bool((credit.advantages_T != 0).any()) for credit in self.credits[group])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +67,29 @@ class Collector:
     """What stays the same from step to step while samples are collected."""
 
     tokenizer: PreTrainedTokenizerFast
-    reference: PreTrainedModel
+    learner: Learner
+    score_steps: StepScorer | None
     problems: Sequence[Problem]
     sampler: PromptSampler
     rollouts: RolloutEngine
-    recipe: Recipe
     section: config.Rl
     terms: Mapping[str, Scorer]
     """Reward terms by name."""
 
     def collect(self, step: int, weights: Mapping[str, float], seed: str, clock: Clock) -> Batch:
         """A step's batch. With drop_constant, rounds of sampling until all groups teach; metrics are of the first."""
+        recipe = self.learner.recipe
         rounds: list[Batch] = []
         missing = self.section.prompts_per_step
-        for number in range(1 + (self.recipe.refills if self.recipe.drop_constant else 0)):
+        for number in range(1 + (recipe.refills if recipe.drop_constant else 0)):
             drawn = self.sampler.draw(self.section.prompts_per_step, step=step)
             with clock("generate"):
                 samples = self._sample([self.problems[i] for i in drawn], f"{seed}:{number}", clock)
             with clock("reward"):
-                batch = self._reward(samples, weights)
+                batch = self._reward(samples, recipe, weights)
             for index, group in zip(drawn, samples, strict=True):
                 self.sampler.update(index, solved=sum(sample.correct for sample in group), seen=len(group))
-            rounds.append(keep_teaching(batch, missing) if self.recipe.drop_constant else batch)
+            rounds.append(keep_teaching(batch, missing) if recipe.drop_constant else batch)
             missing -= len(rounds[-1].samples)
             if missing == 0:
                 break
@@ -104,38 +111,77 @@ class Collector:
             for problem, group in zip(drawn, groups, strict=True)
         ]
 
-    def _reward(self, samples: list[list[Sample]], weights: Mapping[str, float]) -> Batch:
+    def _reward(self, samples: list[list[Sample]], recipe: Recipe, weights: Mapping[str, float]) -> Batch:
         """Weighted reward terms, minus the KL where it is part of the reward, and the advantages that follow."""
         refuse_unverified(samples, self.section.max_unverified)
         limit = self.section.generation.max_new_tokens
         rewarded = total_rewards([as_group(group, limit) for group in samples], weights, self.terms)
-        rewards_PG = torch.tensor([total_G for total_G, _ in rewarded], dtype=torch.float64)
-        reference, sequence_kl = self._reference(samples)
-        if self.recipe.kl_in_reward:
-            rewards_PG -= self.recipe.kl_in_reward * torch.tensor(sequence_kl).view(rewards_PG.shape)
-        valid_PG = torch.tensor([[sample.verdict.status != "unverified" for sample in group] for group in samples])
-        advantages_PG = advantages(rewards_PG, valid_PG, baseline=self.recipe.baseline, scale=self.recipe.scale)
+        unfinished_PG = torch.tensor([[sample.rollout.finish != "stop" for sample in group] for group in samples])
+        scores_PG = torch.tensor([total_G for total_G, _ in rewarded], dtype=torch.float64)
+        scores_PG = recipe.truncation(scores_PG, unfinished_PG, amount=recipe.truncation_amount)
+        reference, k1 = self._reference(samples, recipe)
+        known = self._known(samples, scores_PG, unfinished_PG, k1, recipe)
+        credits = assign_credit(known, recipe)
         means = {name: mean([value for _, values in rewarded for value in values[name]]) for name in weights}
         metrics = {f"reward/{name}": value for name, value in means.items()}
         metrics |= {f"reward/{name}_weight": weight for name, weight in weights.items()}
-        metrics |= {"reward/total": float(rewards_PG.mean()), **sample_metrics(samples)}
-        metrics |= divergence(samples, reference)
-        metrics["train/groups_with_signal"] = mean([bool(row.any()) for row in advantages_PG != 0])
-        return Batch(samples, advantages_PG, reference, metrics)
+        metrics |= {"reward/total": float(known.rewards_PG.mean()), **sample_metrics(samples)}
+        metrics |= divergence(samples, reference) | value_metrics(credits)
+        batch = Batch(samples, credits, known.trained_PG.tolist(), reference, metrics)
+        metrics["train/groups_with_signal"] = mean([batch.has_signal(p) for p in range(len(samples))])
+        return batch
 
-    def _reference(self, samples: list[list[Sample]]) -> tuple[dict[tuple[int, int], Tensor], list[float]]:
-        """Reference log-probabilities of the samples that need them, and each one's k1 summed over the response."""
-        everywhere = self.recipe.kl_in_reward or self.recipe.kl_in_loss
+    def _known(
+        self,
+        samples: list[list[Sample]],
+        scores_PG: Tensor,
+        unfinished_PG: Tensor,
+        k1: list[list[Tensor]],
+        recipe: Recipe,
+    ) -> Rewarded:
+        """All that credit is given by."""
+        rewards_PG = scores_PG
+        if recipe.kl_in_reward:
+            sequence_k1 = [float(k1_T.sum()) for k1_G in k1 for k1_T in k1_G]
+            rewards_PG = scores_PG - recipe.kl_in_reward * torch.tensor(sequence_k1).view(scores_PG.shape)
+        return Rewarded(
+            scores_PG=scores_PG,
+            rewards_PG=rewards_PG,
+            valid_PG=torch.tensor([[sample.verdict.status != "unverified" for sample in group] for group in samples]),
+            trained_PG=~unfinished_PG if recipe.mask_truncated else torch.ones_like(unfinished_PG),
+            lengths=[[sample.tokens for sample in group] for group in samples],
+            k1=k1 if recipe.kl_in_reward else [],
+            steps=[self.score_steps(group) for group in samples] if self.score_steps else [],
+            values=self._values(samples),
+        )
+
+    def _reference(
+        self, samples: list[list[Sample]], recipe: Recipe
+    ) -> tuple[dict[tuple[int, int], Tensor], list[list[Tensor]]]:
+        """Reference log-probabilities of the samples that need them, and the k1 of their tokens by group."""
+        everywhere = recipe.kl_in_reward or recipe.kl_in_loss
         keys = [(p, g) for p, group in enumerate(samples) for g in range(len(group)) if everywhere or g < WATCHED]
         rollouts = [samples[p][g].rollout for p, g in keys]
         scores = score(
-            self.reference,
+            self.learner.reference,
             [token_ids(rollout) for rollout in rollouts],
             micro_batch_tokens=self.section.micro_batch_tokens,
             temperature=self.section.generation.temperature,
         )
-        k1 = [float((torch.tensor(r.logprobs) - s).sum()) for r, s in zip(rollouts, scores, strict=True)]
+        k1: list[list[Tensor]] = [[] for _ in samples]
+        for (p, _), rollout, score_T in zip(keys, rollouts, scores, strict=True):
+            k1[p].append(torch.tensor(rollout.logprobs) - score_T)
         return dict(zip(keys, scores, strict=True)), k1
+
+    def _values(self, samples: list[list[Sample]]) -> list[list[Tensor]]:
+        """What the value network predicts at every token; nothing without one."""
+        if self.learner.critic is None:
+            return []
+        responses = [token_ids(sample.rollout) for group in samples for sample in group]
+        values = iter(
+            predict_values(self.learner.critic.model, responses, micro_batch_tokens=self.section.micro_batch_tokens)
+        )
+        return [[next(values) for _ in group] for group in samples]
 
 
 def as_group(samples: Sequence[Sample], limit: int) -> terms.Group:
@@ -185,12 +231,32 @@ def divergence(samples: Sequence[Sequence[Sample]], reference: Mapping[tuple[int
     return {"kl/k1_sequence": mean(k1_sequences), "kl/k3_token": mean(k3_tokens)}
 
 
+def value_metrics(credits: Sequence[Sequence[Credit]]) -> dict[str, float]:
+    """How well the value network foresaw the returns; nothing without one."""
+    flat = [credit for group in credits for credit in group]
+    values = [credit.values_T for credit in flat if credit.values_T is not None]
+    returns = [credit.returns_T for credit in flat if credit.returns_T is not None]
+    if not values:
+        return {}
+    values_N, returns_N = torch.cat(values), torch.cat(returns)
+    return {
+        "train/explained_variance": explained_variance(values_N, returns_N),
+        "train/value_mean": float(values_N.mean()),
+    }
+
+
 def keep_teaching(batch: Batch, limit: int) -> Batch:
     """The first `limit` groups with a signal."""
     kept = [p for p in range(len(batch.samples)) if batch.has_signal(p)][:limit]
     place = {p: number for number, p in enumerate(kept)}
     reference = {(place[p], g): scores for (p, g), scores in batch.reference.items() if p in place}
-    return Batch([batch.samples[p] for p in kept], batch.advantages_PG[kept], reference, batch.metrics)
+    return Batch(
+        [batch.samples[p] for p in kept],
+        [batch.credits[p] for p in kept],
+        [batch.trained[p] for p in kept],
+        reference,
+        batch.metrics,
+    )
 
 
 def join(rounds: Sequence[Batch]) -> Batch:
@@ -202,12 +268,8 @@ def join(rounds: Sequence[Batch]) -> Batch:
         start += len(part.samples)
     return Batch(
         [group for part in rounds for group in part.samples],
-        torch.cat([part.advantages_PG for part in rounds]),
+        [group for part in rounds for group in part.credits],
+        [group for part in rounds for group in part.trained],
         reference,
         rounds[0].metrics | {"rollout/rounds": float(len(rounds))},
     )
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; 0 of nothing."""
-    return sum(values) / len(values) if values else 0.0

@@ -8,7 +8,7 @@ Shapes: B responses, T tokens (prompt and response, right-padded), N response to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -19,11 +19,16 @@ from torch import Tensor, nn
 from posttrain.engine.batching import micro_batches
 from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import wanted_logits
+from posttrain.engine.trainer import StepStats
 from posttrain.loops.recipe import Recipe
 from posttrain.loops.scoring import Response, response_length, response_mask
-from posttrain.losses.policy import entropy
+from posttrain.losses.kl import k3
+from posttrain.losses.policy import LOG_RATIO_LIMIT, entropy
 from posttrain.losses.reduce import Denominators
 from posttrain.records import Rollout
+
+WEIGHT, WEIGHT_SQUARE = "rollout/weight", "rollout/weight_square"
+"""Parts of the effective sample size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,15 @@ class Trajectory:
     """A response to be trained on."""
 
     rollout: Rollout
-    advantage: float
+    advantages: Tensor
+    """Of each response token."""
     old: Tensor | None
     """Log-probabilities (response tokens,) under the policy that starts the update; None: that is the current one."""
     reference: Tensor | None
     """Under the reference policy; None where the loss has no KL."""
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    """What the value network predicted at each token, and what it is trained towards; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class MicroBatch:
     """Log-probabilities that the sampler reported."""
     old_BT: Tensor | None
     reference_BT: Tensor | None
+    values_BT: Tensor | None
+    returns_BT: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +88,26 @@ def token_ids(rollout: Rollout) -> Response:
 
 
 def collate(trajectories: Sequence[Trajectory], device: torch.device) -> MicroBatch:
-    """Tensors of a micro-batch. Either all trajectories have old (and reference) log-probabilities, or none."""
+    """Tensors of a micro-batch. What some trajectories have beside their advantages, all of them must have."""
     rollouts = [trajectory.rollout for trajectory in trajectories]
     ids_BT, mask_BT = response_mask([token_ids(rollout) for rollout in rollouts])
-    advantages_B1 = torch.tensor([[trajectory.advantage] for trajectory in trajectories], dtype=torch.float32)
 
     def spread(rows: Sequence[Tensor]) -> Tensor:
-        return torch.zeros(ids_BT.shape).masked_scatter(mask_BT, torch.cat(list(rows))).to(device)
+        return torch.zeros(ids_BT.shape).masked_scatter(mask_BT, torch.cat(list(rows)).float()).to(device)
 
-    old = [trajectory.old for trajectory in trajectories if trajectory.old is not None]
-    reference = [trajectory.reference for trajectory in trajectories if trajectory.reference is not None]
+    def if_given(rows: Sequence[Tensor | None]) -> Tensor | None:
+        given = [row for row in rows if row is not None]
+        return spread(given) if given else None
+
     return MicroBatch(
         ids_BT.to(device),
         mask_BT.to(device),
-        (advantages_B1 * mask_BT).to(device),
+        spread([trajectory.advantages for trajectory in trajectories]),
         spread([torch.tensor(rollout.logprobs) for rollout in rollouts]),
-        spread(old) if old else None,
-        spread(reference) if reference else None,
+        if_given([trajectory.old for trajectory in trajectories]),
+        if_given([trajectory.reference for trajectory in trajectories]),
+        if_given([trajectory.values for trajectory in trajectories]),
+        if_given([trajectory.returns for trajectory in trajectories]),
     )
 
 
@@ -122,11 +136,71 @@ def make_loss(
         loss_BT = loss_BT * recipe.correction(old_BT, batch.sampled_BT, mask_BT, cap=recipe.correction_cap)
         if recipe.kl_in_loss and batch.reference_BT is not None:
             loss_BT = loss_BT + recipe.kl_in_loss * recipe.kl(policy_BT, batch.reference_BT, old_BT)
-        difference_BT = (old_BT - batch.sampled_BT).abs() * mask_BT
         return recipe.aggregate(loss_BT, mask_BT, counts.loss), {
             "train/entropy": entropy(logprobs_NV).sum() / counts.trained_tokens,
-            "train/clip_fraction": (clipped_BT * mask_BT).sum() / counts.trained_tokens,
-            "rollout/mismatch": difference_BT.sum() / counts.trained_tokens,
+            **clip_metrics(recipe, policy_BT.detach(), old_BT, mask_BT, clipped_BT, counts),
+            **mismatch_metrics(old_BT, batch.sampled_BT, mask_BT, counts),
         }
 
     return loss_fn
+
+
+def clip_metrics(
+    recipe: Recipe, policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, clipped_BT: Tensor, counts: Counts
+) -> dict[str, Tensor]:
+    """How far the policy has moved from the old one within the update, and what the clip does about it."""
+    log_ratio_BT = (policy_BT - old_BT) * mask_BT
+    upward_BT = recipe.ratio(policy_BT, old_BT, mask_BT) > 0
+    return {
+        "train/clip_fraction": (clipped_BT * mask_BT).sum() / counts.trained_tokens,
+        "train/clip_low": (clipped_BT * mask_BT * ~upward_BT).sum() / counts.trained_tokens,
+        "train/clip_high": (clipped_BT * mask_BT * upward_BT).sum() / counts.trained_tokens,
+        "train/ratio": (log_ratio_BT.exp() * mask_BT).sum() / counts.trained_tokens,
+        "kl/update_k1": -log_ratio_BT.sum() / counts.trained_tokens,
+        "kl/update_k2": 0.5 * log_ratio_BT.square().sum() / counts.trained_tokens,
+    }
+
+
+def mismatch_metrics(old_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, counts: Counts) -> dict[str, Tensor]:
+    """How far the trainer's log-probabilities are from those the sampler reported: both are of the same weights.
+
+    The two moments of the importance weight become the effective sample size once the batch is summed.
+    """
+    difference_BT = (old_BT - sampled_BT) * mask_BT
+    weight_BT = difference_BT.clamp(max=LOG_RATIO_LIMIT).exp() * mask_BT
+    return {
+        "rollout/mismatch": difference_BT.abs().sum() / counts.trained_tokens,
+        "rollout/mismatch_max": difference_BT.abs().max(),
+        "rollout/mismatch_k3": (k3(sampled_BT, old_BT, sampled_BT) * mask_BT).sum() / counts.trained_tokens,
+        WEIGHT: weight_BT.sum() / counts.trained_tokens,
+        WEIGHT_SQUARE: weight_BT.square().sum() / counts.trained_tokens,
+    }
+
+
+def step_metrics(stats: Sequence[StepStats]) -> dict[str, float]:
+    """Means over the optimizer steps of a batch; of `..._max` the largest; of the ratio the first one, too."""
+    if not stats:
+        return {}
+    steps = [_with_sample_size(step.metrics) for step in stats]
+    metrics = {
+        name: max(values) if name.endswith("_max") else mean(values)
+        for name, values in ((name, [step[name] for step in steps]) for name in steps[0])
+    }
+    return metrics | {
+        "train/ratio_first": steps[0]["train/ratio"],
+        "train/loss": mean([step.loss for step in stats]),
+        "train/grad_norm": mean([step.grad_norm for step in stats]),
+        "train/learning_rate": stats[-1].lr,
+    }
+
+
+def _with_sample_size(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`rollout/effective_samples`: (sum w)^2 / (n sum w^2), the share of the tokens that the weights leave."""
+    weight, square = metrics[WEIGHT], metrics[WEIGHT_SQUARE]
+    kept = {name: value for name, value in metrics.items() if name not in (WEIGHT, WEIGHT_SQUARE)}
+    return kept | {"rollout/effective_samples": weight * weight / square if square > 0 else 0.0}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0

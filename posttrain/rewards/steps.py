@@ -32,6 +32,7 @@ from posttrain.chat.template import THINK_CLOSE, decode_ids
 from posttrain.curation.solvers import SOLVERS, Solution, solvable, solve
 from posttrain.curation.traces import CHINESE, ENGLISH
 from posttrain.records import DataError, Problem
+from posttrain.rl.process import StepReward
 
 Kind = Literal["equation", "claim", "verdict", "answer", "unfinished"]
 
@@ -45,15 +46,6 @@ _SUM = re.compile(r"(\d+)\+(\d+)")
 _NUMBER = re.compile(r"\d+")
 _LONGEST_NUMBER = 18
 """Digits; what is longer is no number of this world, and slow to read."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReward:
-    """What a step earns, at the token that ends it."""
-
-    end: int
-    """Index among the response tokens of the step's last one."""
-    reward: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,15 @@ largest reward, so that a group of equal rewards has advantages of exactly 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 STD_EPSILON = 1e-6
 """Added to a standard deviation; the published codes differ (1e-4 to 1e-9)."""
+VARIANCE_EPSILON = 1e-8
+"""Added to the variance of all tokens."""
 
 
 def no_baseline(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
@@ -68,7 +70,12 @@ def batch_std(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:
     return _std(rewards_PG.reshape(1, -1), valid_PG.reshape(1, -1)).expand_as(rewards_PG)
 
 
-SCALES: Mapping[str, Statistic] = {"none": no_scale, "group_std": group_std, "batch_std": batch_std}
+SCALES: Mapping[str, Statistic] = {
+    "none": no_scale,
+    "group_std": group_std,
+    "batch_std": batch_std,
+    "whiten": no_scale,  # of tokens, once they have their advantages: see `whiten`
+}
 
 
 def advantages(rewards_PG: Tensor, valid_PG: Tensor, *, baseline: Statistic, scale: Statistic) -> Tensor:
@@ -76,6 +83,22 @@ def advantages(rewards_PG: Tensor, valid_PG: Tensor, *, baseline: Statistic, sca
     rewards_PG = rewards_PG.double()
     scaled_PG = (rewards_PG - baseline(rewards_PG, valid_PG)) / scale(rewards_PG, valid_PG)
     return torch.where(valid_PG, scaled_PG, 0.0)
+
+
+def whiten(advantages: Sequence[Tensor], trained: Sequence[bool]) -> list[Tensor]:
+    """Advantages (T,) of responses with mean 0 and variance 1 over all tokens of those trained; the others untouched.
+
+    Each token weighs the same, so that long responses decide the mean. What is constant becomes exactly 0.
+    """
+    kept = [row_T for row_T, is_trained in zip(advantages, trained, strict=True) if is_trained]
+    tokens_N = torch.cat(kept) if kept else torch.empty(0)
+    if len(tokens_N) < 2:
+        return list(advantages)
+    # Relative to the largest, as in the group's statistics.
+    mean = tokens_N.max() + (tokens_N - tokens_N.max()).mean()
+    scale = ((tokens_N - mean).square().sum() / (len(tokens_N) - 1) + VARIANCE_EPSILON).rsqrt()
+    pairs = zip(advantages, trained, strict=True)
+    return [(row_T - mean) * scale if is_trained else row_T for row_T, is_trained in pairs]
 
 
 def _top(rewards_PG: Tensor, valid_PG: Tensor) -> Tensor:

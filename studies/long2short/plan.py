@@ -21,11 +21,11 @@ from posttrain.config import (
     Optimizer,
     Positive,
     Rl,
-    Schedule,
     Section,
     parse_section,
     read_mapping,
 )
+from posttrain.config_rl import Schedule
 
 STUDY = Path("studies/long2short/params.yaml")
 ON_LENGTH = frozenset(("length", "length_difficulty", "overlong"))

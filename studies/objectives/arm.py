@@ -15,14 +15,13 @@ from typing import Any
 import torch
 
 from posttrain import config
-from posttrain.engine.policy import Policy, load_policy
+from posttrain.engine.policy import Policy, frozen_copy, load_policy
 from posttrain.engine.rollout import Request, RolloutEngine, make_engine
 from posttrain.evals.forms import ChatForm
 from posttrain.evals.measure import evaluate_thinking
 from posttrain.evals.rows import ModeSamples, read_rows
 from posttrain.job import Job, open_job, stage_seed
 from posttrain.loops.policy_training import train_policy
-from posttrain.loops.rl import frozen_copy
 from posttrain.machine import usable_cores
 from posttrain.records import DataError, Problem, read_jsonl
 from posttrain.rewards.verifiers import verify

@@ -36,7 +36,8 @@ from posttrain.loops.scoring import MICRO_BATCH_TOKENS, response_length
 from posttrain.loops.search import Searcher, SearchResult
 from posttrain.loops.step_labels import LABELS, StepCount, count_completions
 from posttrain.records import Problem
-from posttrain.rewards.steps import AGGREGATIONS, StepReward
+from posttrain.rewards.steps import AGGREGATIONS
+from posttrain.rl.process import StepReward
 from posttrain.rl.search import RULES
 from studies.process.settings import Settings
 

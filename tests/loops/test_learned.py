@@ -5,10 +5,11 @@ import pytest
 
 from posttrain.config import ConfigError
 from posttrain.engine.policy import Policy, save_policy
+from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.errors import ModelError
 from posttrain.loops.learned import learned_scorer, load_reward_model, score_responses
 from posttrain.loops.preference import pair_ids
-from posttrain.loops.reward_model import build_reward_model, margins
+from posttrain.loops.reward_model import margins
 from posttrain.loops.rl import run_rl
 from posttrain.rewards.total import make_terms, total_rewards
 from tests.loops.test_preference import pairs
@@ -20,7 +21,7 @@ from tests.rewards.groups import group, sample
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("reward_model")
     policy = start_policy()
-    save_policy(Policy(build_reward_model(policy.model, seed=3), policy.tokenizer), place)
+    save_policy(Policy(with_scalar_head(policy.model, seed=3), policy.tokenizer), place)
     return place
 
 

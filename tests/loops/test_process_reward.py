@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.loops.process_reward import (
     LabelledResponse,
     checker_scorer,
@@ -13,7 +14,6 @@ from posttrain.loops.process_reward import (
     step_logits,
     step_probabilities,
 )
-from posttrain.loops.reward_model import build_reward_model
 from posttrain.loops.step_labels import LABELS, StepCount, count_completions, join
 from posttrain.records import Rollout
 from posttrain.rewards.steps import AGGREGATIONS, split_steps
@@ -96,7 +96,7 @@ def test_join_by_hand():
 
 
 def test_the_loss_is_cross_entropy_at_the_steps_alone_by_hand():
-    model = build_reward_model(POLICY.model, seed=0)
+    model = with_scalar_head(POLICY.model, seed=0)
     (batch,) = make_step_batches(labelled("soft")[:3], tokens=10**6, device=torch.device("cpu"))
     logits = step_logits(model, batch).detach()
     expected = sum(
@@ -137,7 +137,7 @@ def test_micro_batches_change_nothing():
 
 
 def test_both_scorers_give_every_step_a_reward_at_its_end():
-    model = build_reward_model(POLICY.model, seed=0)
+    model = with_scalar_head(POLICY.model, seed=0)
     for score in (checker_scorer(TOKENIZER), prm_scorer(model, TOKENIZER)):
         for sample, row in zip(SAMPLES, score(SAMPLES), strict=True):
             ends = [step.end for step in split_steps(TOKENIZER, sample.rollout.response_ids)]

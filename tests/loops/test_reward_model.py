@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from posttrain import config
+from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.loops.preference import pair_ids
 from posttrain.loops.reward_model import (
-    build_reward_model,
     length_gaps,
     make_score_batches,
     margins,
@@ -59,16 +59,16 @@ def test_interrupted_is_uninterrupted(tmp_path):
 
 def test_a_new_model_has_the_policys_body_and_a_head_by_seed():
     policy = start_policy()
-    first, second = (build_reward_model(policy.model, seed=seed) for seed in (0, 1))
+    first, second = (with_scalar_head(policy.model, seed=seed) for seed in (0, 1))
     body = policy.model.base_model.state_dict()
     assert same_weights(body, first.base_model.state_dict())
     assert not torch.equal(first.score.weight, second.score.weight)
-    assert torch.equal(first.score.weight, build_reward_model(policy.model, seed=0).score.weight)
+    assert torch.equal(first.score.weight, with_scalar_head(policy.model, seed=0).score.weight)
 
 
 def test_a_score_depends_neither_on_padding_nor_on_order():
     policy = start_policy()
-    model = build_reward_model(policy.model, seed=0)
+    model = with_scalar_head(policy.model, seed=0)
     (prompt, short), (_, other) = pair_ids(policy.tokenizer, pairs()[0])
     uneven = [((prompt, short), (prompt, other + other)), ((prompt, other[:3]), (prompt, short[:2]))]
     together = margins(model, uneven, micro_batch_tokens=4096)

@@ -1,12 +1,22 @@
 import dataclasses
+import math
 import random
 
 import pytest
 import torch
 
 from posttrain.engine.policy import sequence_logprobs
+from posttrain.engine.trainer import StepStats
 from posttrain.loops.recipe import choose_recipe
-from posttrain.loops.rl_step import Counts, Trajectory, make_loss, make_micro_batches, token_ids
+from posttrain.loops.rl_step import (
+    Counts,
+    Trajectory,
+    make_loss,
+    make_micro_batches,
+    mismatch_metrics,
+    step_metrics,
+    token_ids,
+)
 from posttrain.loops.scoring import score
 from posttrain.losses.reduce import AGGREGATES, Denominators
 from posttrain.records import Rollout
@@ -33,7 +43,7 @@ def trajectories(*, off_policy: bool = False) -> list[Trajectory]:
     shifts = [0.3 * torch.randn(scores.shape, generator=generator) for scores in now]
     advantages = (1.0, -0.5, 0.25, -1.0, 0.75)
     return [
-        Trajectory(rollout, advantage, scores + shift if off_policy else None, scores - shift)
+        Trajectory(rollout, torch.full_like(scores, advantage), scores + shift if off_policy else None, scores - shift)
         for rollout, advantage, scores, shift in zip(made, advantages, now, shifts, strict=True)
     ]
 
@@ -47,8 +57,19 @@ def total(recipe, items, *, tokens: int, temperature: float = 1.0) -> tuple[floa
         loss, metrics = loss_fn(POLICY.model, batch)
         loss.backward()
         for name, value in {"loss": loss, **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
+            before = sums.get(name, 0.0)
+            sums[name] = max(before, value.item()) if name.endswith("_max") else before + value.item()
     return sums.pop("loss"), sums, POLICY.model.get_input_embeddings().weight.grad.clone()
+
+
+def in_loss(estimator: str, coefficient: float) -> dict:
+    return {
+        "kind": "in_loss",
+        "estimator": estimator,
+        "coefficient": coefficient,
+        "controller": "fixed",
+        "reset_reference": 0,
+    }
 
 
 def recipe_of(name: str = "dr_grpo", **changes):
@@ -60,7 +81,7 @@ def test_the_default_on_policy_is_the_plain_policy_gradient():
     """Dr. GRPO, one step per batch: the gradient of -sum A_i log pi(y_i) / (N C); the loss is -sum A_i L_i / (N C)."""
     items = trajectories()
     loss, metrics, gradient = total(recipe_of(), items, tokens=4096)
-    assert loss == pytest.approx(-sum(t.advantage * len(t.rollout.response_ids) for t in items) / (8 * 24), rel=1e-5)
+    assert loss == pytest.approx(-sum(float(t.advantages.sum()) for t in items) / (8 * 24), rel=1e-5)
     assert metrics["train/clip_fraction"] == 0.0
     POLICY.model.zero_grad()
     for item in items:
@@ -68,16 +89,43 @@ def test_the_default_on_policy_is_the_plain_policy_gradient():
         ids = torch.tensor([prompt + response])
         mask = torch.tensor([[0] * len(prompt) + [1] * len(response)])
         whole = sequence_logprobs(POLICY.model, ids, mask, temperature=1.0).sum()
-        (-item.advantage * whole / (8 * 24)).backward()
+        (-item.advantages[0] * whole / (8 * 24)).backward()
     torch.testing.assert_close(gradient, POLICY.model.get_input_embeddings().weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_value_of_the_loss_says_nothing():
+    """UT 5.1: on-policy GRPO has loss 0 and a gradient; as a token mean it is -sum A_i L_i / sum L."""
+    advantages = (1.5, -0.5, -0.5, -0.5)
+    items = [
+        dataclasses.replace(item, advantages=torch.full_like(item.advantages, a))
+        for item, a in zip(trajectories(), advantages, strict=False)
+    ]
+    lengths = [len(t.rollout.response_ids) for t in items]
+    loss, _, gradient = total(recipe_of("grpo", kl="none"), items, tokens=4096)
+    assert abs(loss) < 1e-7 and gradient.abs().max() > 1e-4
+    by_token, _, _ = total(recipe_of("grpo", kl="none", aggregate="token_mean"), items, tokens=4096)
+    assert by_token == pytest.approx(-sum(a * n for a, n in zip(advantages, lengths, strict=True)) / 100)
+
+
+def test_mismatch_metrics():
+    """UT 5.9: log-ratios ln 2 and 0 (one of three tokens is padding): weights 2 and 1."""
+    old = torch.tensor([[-1.0, -1.0, -7.0]])
+    sampled = torch.tensor([[-1.0 - math.log(2.0), -1.0, 0.0]])
+    counts = Counts(Denominators(1, 2, 3), trained_tokens=2)
+    metrics = {k: v.item() for k, v in mismatch_metrics(old, sampled, torch.tensor([[1.0, 1.0, 0.0]]), counts).items()}
+    assert metrics["rollout/mismatch"] == pytest.approx(math.log(2.0) / 2)
+    assert metrics["rollout/mismatch_max"] == pytest.approx(math.log(2.0))
+    # exp(u) - 1 - u with u = old - sampled = ln 2.
+    assert metrics["rollout/mismatch_k3"] == pytest.approx((1.0 - math.log(2.0)) / 2)
+    stats = [StepStats(0.0, 1.0, 0.1, metrics | {"train/ratio": 1.0})]
+    assert step_metrics(stats)["rollout/effective_samples"] == pytest.approx((2 + 1) ** 2 / (2 * (4 + 1)))
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("aggregate", AGGREGATES)
-@pytest.mark.parametrize("correction", ["none", "truncated"])
+@pytest.mark.parametrize("correction", ["none", {"kind": "truncated", "cap": 2.0}])
 def test_any_split_gives_the_same_loss_metrics_and_gradient(off_policy, aggregate, correction):
-    kl = {"place": "in_loss", "estimator": "k3_corrected", "coefficient": 0.1}
-    recipe = recipe_of(aggregate=aggregate, correction=correction, kl=kl)
+    recipe = recipe_of(aggregate=aggregate, correction=correction, kl=in_loss("k3_corrected", 0.1))
     items = trajectories(off_policy=off_policy)
     whole = total(recipe, items, tokens=4096)
     for tokens in (1, 20):
@@ -99,12 +147,10 @@ def test_current_log_probabilities_are_the_old_ones_when_none_are_given():
 def test_the_kl_in_the_loss_is_added_with_its_coefficient():
     items = trajectories()
     without = total(recipe_of(), items, tokens=4096)[0]
-    kl = {"place": "in_loss", "estimator": "k1", "coefficient": 0.5}
-    with_kl = total(recipe_of(kl=kl), items, tokens=4096)[0]
-    # The reference was made as current - shift, so that k1 is the shift.
+    with_kl = total(recipe_of(kl=in_loss("k2", 0.5)), items, tokens=4096)[0]
     scores = score(POLICY.model, [token_ids(t.rollout) for t in items], micro_batch_tokens=4096, temperature=1.0)
-    k1 = sum(float((s - t.reference).sum()) for t, s in zip(items, scores, strict=True))
-    assert with_kl - without == pytest.approx(0.5 * k1 / (8 * 24), abs=1e-5)
+    k2 = sum(0.5 * float((s - t.reference).square().sum()) for t, s in zip(items, scores, strict=True))
+    assert with_kl - without == pytest.approx(0.5 * k2 / (8 * 24), abs=1e-5)
 
 
 def test_entropy_and_mismatch_are_means_over_trained_tokens():

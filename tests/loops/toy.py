@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from posttrain import config
+from posttrain import config, config_rl
 from posttrain.chat.template import encode_example
 from posttrain.engine.batching import pad
 from posttrain.engine.policy import Policy, build_micro, sequence_logprobs
@@ -73,10 +73,16 @@ def objective(name: str = "dr_grpo") -> dict:
     return yaml.safe_load((Path("objectives") / f"{name}.yaml").read_text(encoding="utf-8"))["grpo"]
 
 
+def objective_of(name: str = "dr_grpo", **changes) -> config_rl.Objective:
+    return config_rl.Objective.model_validate(objective(name)["objective"] | changes, strict=False)
+
+
 def rl_section(name: str = "dr_grpo", **changes) -> config.Rl:
     overlay = objective(name)
     rewards = {"accuracy": {"weight": 1.0, "start": 0, "ramp": 0}} | overlay.pop("rewards", {})
     base = {
+        "method": "rl",
+        "rft": {"max_per_problem": 2, "epochs": 1.0, "batch_tokens": 256, "sequence_length": 64},
         "rewards": rewards,
         "sampling": "uniform",
         "curriculum_steps": 2,

@@ -143,6 +143,38 @@ def test_squared_log_ratio_of_kimi():
         )
 
 
+def test_kimis_loss_is_the_squared_surrogate():
+    """UT 9.2: mean (r - mean r - tau log ratio)^2 = .23535, and its gradient is 2 tau times that of our loss."""
+    tau, drift = 0.1, torch.tensor([[0.1], [-0.2], [0.0], [0.3]], dtype=torch.float64)
+    rewards, old = torch.tensor([[1.0], [0.0], [0.0], [1.0]]).double(), torch.full((4, 1), -1.0).double()
+    policy = (old + drift).requires_grad_()
+    surrogate = (rewards - rewards.mean() - tau * (policy - old)).square().mean()
+    assert surrogate.item() == pytest.approx(0.23535)
+    (wanted,) = torch.autograd.grad(surrogate, policy)
+    mask, counts = torch.ones(4, 1), Denominators(sequences=4, tokens=4, max_tokens=1)
+    loss = sequence_sum(squared_log_ratio(policy, old, mask, rewards - rewards.mean(), tau=tau), mask, counts)
+    (got,) = torch.autograd.grad(loss, policy)
+    torch.testing.assert_close(2 * tau * got, wanted)
+
+
+def test_kimis_optimum():
+    """UT 9.2: at pi* ~ ref exp(r / tau) the loss with r - tau log Z has no gradient; tau log Z tends to the mean."""
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    for tau, expected in [(0.1, 0.930690), (1.0, 0.620115), (10.0, 0.512495)]:
+        assert tau * (rewards / tau).exp().mean().log().item() == pytest.approx(expected, abs=1e-6)
+    tau, reference = 0.5, torch.tensor([0.5, 0.5], dtype=torch.float64)
+    two = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    normaliser = (reference * (two / tau).exp()).sum()
+    best = reference * (two / tau).exp() / normaliser
+    assert best.tolist() == pytest.approx([0.880797, 0.119203], abs=1e-6)
+    logits = best.log().requires_grad_()
+    policy, mask = torch.log_softmax(logits, -1)[:, None], torch.ones(2, 1)
+    advantages = (two - tau * normaliser.log())[:, None]
+    loss = squared_log_ratio(policy, reference.log()[:, None], mask, advantages, tau=tau)
+    (reference[:, None] * loss).sum().backward()
+    assert logits.grad.abs().max() < 1e-12
+
+
 def test_squared_log_ratio_is_kimis_loss():
     """-A S + tau/2 (S - S_old)^2, averaged over the samples."""
     policy = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], dtype=torch.float64)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from posttrain.rl.advantages import BASELINES, SCALES, advantages
+from posttrain.rl.advantages import BASELINES, SCALES, advantages, whiten
 
 
 def of(rewards, baseline, scale="none", valid=None):
@@ -106,3 +106,25 @@ def expected_gradient(p: float, size: int, baseline: str, scale: str) -> float:
 def test_gradient_relative_to_the_truth(baseline, scale, p, ratio):
     """UT 3.2 and 5.5 at G = 8: the true gradient is p(1-p); the std makes rare successes count more."""
     assert expected_gradient(p, 8, baseline, scale) / (p * (1 - p)) == pytest.approx(ratio, abs=2e-3)
+
+
+def test_whitening():
+    """UT 3.7, ddof 1: over the tokens of all responses, so that the split into responses does not matter."""
+    expected = [0.842364, 0.262789, -1.105153]
+    for cut in (1, 2):
+        row = torch.tensor([0.4705, 0.39, 0.2], dtype=torch.float64)
+        white = whiten([row[:cut], row[cut:]], [True, True])
+        assert torch.cat(white).tolist() == pytest.approx(expected, abs=2e-6)
+
+
+def test_whitening_looks_at_trained_responses_only():
+    row, other = torch.tensor([0.4705, 0.39, 0.2], dtype=torch.float64), torch.tensor([50.0, 3.0]).double()
+    white = whiten([row, other], [True, False])
+    assert white[0].tolist() == pytest.approx([0.842364, 0.262789, -1.105153], abs=2e-6)
+    assert torch.equal(white[1], other)
+
+
+def test_whitening_of_equal_advantages_is_exactly_zero():
+    for value in (0.0, 0.1, 1 / 3):
+        assert torch.cat(whiten([torch.full((7,), value).double()] * 3, [True] * 3)).abs().max() == 0
+    assert whiten([torch.ones(3)], [False])[0].tolist() == [1.0] * 3

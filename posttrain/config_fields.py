@@ -1,0 +1,43 @@
+"""Field types and sections that several parts of params.yaml share; the whole is in posttrain.config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Scalar = int | float | bool | str
+
+
+class ConfigError(ValueError):
+    """A params file that cannot be used; names the file, the field, the value got and the value wanted."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Optimizer(Section):
+    """AdamW with a warm-up and a schedule; one learning rate per optimizer step."""
+
+    lr: Positive
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup: Fraction
+    """Share of the steps over which the rate rises linearly from 0."""
+    final_lr_ratio: Fraction
+    """Rate at the last step as a share of lr (cosine and linear)."""
+    weight_decay: NonNegative
+    betas: tuple[Fraction, Fraction]
+    grad_clip: Positive
+    """Largest global gradient norm."""
+
+
+class Generation(Section):
+    """How responses are sampled. top_p and top_k stay off: a truncated sampler would not be the policy trained."""
+
+    temperature: NonNegative
+    max_new_tokens: Count

@@ -1,0 +1,80 @@
+"""What an RL run changes and must find again after an interruption: networks, optimizers, reference, KL coefficient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain import config
+from posttrain.engine.policy import Policy, frozen_copy
+from posttrain.engine.scalar_head import with_scalar_head
+from posttrain.engine.trainer import Trainer
+from posttrain.loops.recipe import Recipe
+from posttrain.rl.kl_control import adapted
+
+
+class Learner:
+    """The policy in training with all that belongs to it; saved and loaded as one."""
+
+    def __init__(self, policy: Policy, recipe: Recipe, section: config.Rl, *, engine: config.Engine, seed: int) -> None:
+        self._recipe = recipe
+        self.kl_coefficient = recipe.kl_in_loss or recipe.kl_in_reward
+        self.reference = frozen_copy(policy.model)
+        network = with_scalar_head(policy.model, seed=seed) if recipe.value else None
+        updates = section.epochs * section.minibatches
+        policy_steps = section.steps - (recipe.value.warmup_steps if recipe.value else 0)
+        self.trainer = Trainer(
+            policy.model, optimizer=section.optimizer, total_steps=updates * policy_steps, engine=engine, seed=seed
+        )
+        self.reference.to(self.trainer.model.device)
+        self.critic: Trainer | None = None
+        """Trains the value network, where the objective has one."""
+        if network is not None and recipe.value is not None:
+            optimizer = section.optimizer.model_copy(update={"lr": recipe.value.lr_scale * section.optimizer.lr})
+            self.critic = Trainer(
+                network, optimizer=optimizer, total_steps=updates * section.steps, engine=engine, seed=seed
+            )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The objective with the KL coefficient in force."""
+        return self._recipe.with_kl(self.kl_coefficient)
+
+    def trains_policy(self, step: int) -> bool:
+        """False while the value network warms up."""
+        return self._recipe.value is None or step >= self._recipe.value.warmup_steps
+
+    def begin(self, step: int) -> None:
+        """What an objective starts anew: the reference every so many steps, the optimizer at each."""
+        every = self._recipe.reset_reference
+        if every and step and step % every == 0:
+            self.reference.load_state_dict(self.trainer.model.state_dict())
+        if self._recipe.reset_optimizer:
+            self.trainer.reset_optimizer()
+
+    def adapt(self, kl: float, *, samples: int) -> dict[str, float]:
+        """The coefficient of this step as a metric; the next step's follows the KL (nats per response) of this one."""
+        in_force = self.kl_coefficient
+        if controller := self._recipe.kl_controller:
+            self.kl_coefficient = adapted(
+                in_force, kl, target=controller.target, horizon=controller.horizon, samples=samples
+            )
+        return {"kl/coefficient": in_force} if in_force else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The reference is left out where it never changes."""
+        moved = bool(self._recipe.reset_reference)
+        return {
+            "trainer": self.trainer.state_dict(),
+            "critic": self.critic.state_dict() if self.critic else None,
+            "reference": self.reference.state_dict() if moved else None,
+            "kl_coefficient": self.kl_coefficient,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.critic:
+            self.critic.load_state_dict(state["critic"])
+        # After the value network's: both hold the state of the same generators, at the same moment.
+        self.trainer.load_state_dict(state["trainer"])
+        if state["reference"] is not None:
+            self.reference.load_state_dict(state["reference"])
+        self.kl_coefficient = state["kl_coefficient"]
