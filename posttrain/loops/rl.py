@@ -97,10 +97,7 @@ def run_rl(
         log(_as_eval(measured["0"]), 0)
     for step in range(len(history), section.steps):
         clock = Clock()
-        weights = {
-            name: scheduled_weight(term.weight, start=term.start, ramp=term.ramp, step=step)
-            for name, term in section.rewards.items()
-        }
+        weights = weights_at(step, section)
         learner.begin(step)
         batch = from_first_rank(partial(collector.collect, step, weights, f"{seed}:{step}", clock))
         with clock("update"):
@@ -118,6 +115,14 @@ def run_rl(
             state = {"learner": learner.state_dict(), "sampler": sampler.state_dict()}
             save_checkpoint(checkpoints, step + 1, state | {"history": history, "measured": measured})
     return summary(history) | {"heldout": measured}
+
+
+def weights_at(step: int, section: config.Rl) -> dict[str, float]:
+    """Weights of the reward terms in force at a step."""
+    return {
+        name: scheduled_weight(term.weight, start=term.start, ramp=term.ramp, step=step)
+        for name, term in section.rewards.items()
+    }
 
 
 def _as_eval(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -68,7 +68,7 @@ def loss_alone(model: PreTrainedModel, loss_fn: RlLoss, trajectory: Trajectory) 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     squared = sum(float(gradient.double().square().sum()) for gradient in gradients if gradient is not None)
-    return float(loss), math.sqrt(squared)
+    return float(loss.detach()), math.sqrt(squared)
 
 
 def describe(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
