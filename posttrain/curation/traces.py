@@ -61,6 +61,8 @@ CHINESE = Words(
 )
 OFF_BY = (-10, -2, -1, 1, 2, 10)
 """What a careless result is wrong by."""
+MOST_REMARKS = 10
+"""Sentences that add nothing, of which a remarked solution has 1 to this many: excess that can shrink by and by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def write_trace(problem: Problem, habits: Habits, rng: random.Random) -> Trace:
     answer = str(shown[-1].value)
     text += f" {_word('so', second, rng)} {answer}."
     if rng.random() < habits.remarks:
-        text += "".join(f" {_remark(second, rng)}" for _ in range(rng.choice((2, 3, 4))))
+        text += "".join(f" {_remark(second, rng)}" for _ in range(rng.randint(1, MOST_REMARKS)))
     return Trace(habit, text, answer)
 
 

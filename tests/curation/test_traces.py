@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.config import Habits
 from posttrain.curation.corpus import document, write_corpus
-from posttrain.curation.traces import CHINESE, ENGLISH, write_trace
+from posttrain.curation.traces import CHINESE, ENGLISH, MOST_REMARKS, write_trace
 from posttrain.records import Problem
 
 PROBLEM = Problem(
@@ -107,9 +107,12 @@ def test_a_detour_lengthens_without_changing_the_answer() -> None:
 
 
 def test_remarks_stand_behind_the_answer_and_change_nothing() -> None:
-    plain, long = (write_trace(PROBLEM, habits(remarks=share), random.Random(2)) for share in (0.0, 1.0))
-    assert long.working.startswith(plain.working) and long.answer == plain.answer
-    assert 2 <= long.working.removeprefix(plain.working).count(".") <= 4
+    counts = set()
+    for seed in range(200):
+        plain, long = (write_trace(PROBLEM, habits(remarks=share), random.Random(seed)) for share in (0.0, 1.0))
+        assert long.working.startswith(plain.working) and long.answer == plain.answer
+        counts.add(long.working.removeprefix(plain.working).count("."))
+    assert counts == set(range(1, MOST_REMARKS + 1))
 
 
 def test_documents_have_two_kinds_and_no_chat_markup() -> None:
