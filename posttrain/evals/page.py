@@ -317,13 +317,12 @@ def bar_groups(inputs: Inputs) -> dict[str, list[dict[str, Any]]]:
             bar("teacher, direct", models["align"].need("no_think.avg"), "blue"),
             bar("student, direct", models["distill"].need("no_think.avg"), "green"),
             *(
-                bar(
-                    f"student {when} on-policy KL",
-                    {"value": looks[f"{when}_on_policy"]["think"]["accuracy"]},
-                    color,
-                    note,
+                bar(f"student {label}", {"value": looks[key]["think"]["accuracy"]}, color, note)
+                for key, label, color in (
+                    ("before_on_policy", "before on-policy KL", "gone"),
+                    ("by_rl", "after RL instead", "gone"),
+                    ("after_on_policy", "after on-policy KL", "green"),
                 )
-                for when, color in (("before", "gone"), ("after", "green"))
             ),
         ],
     }

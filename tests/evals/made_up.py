@@ -109,6 +109,7 @@ def stage_reports(won: Mapping[str, float]) -> dict[str, dict[str, Any]]:
         "distill": {
             "heldout": {
                 "before_on_policy": {"think": {"accuracy": 0.69}, "no_think": {"accuracy": 0.22}},
+                "by_rl": {"think": {"accuracy": 0.73}},
                 "after_on_policy": {"think": {"accuracy": 0.78}, "no_think": {"accuracy": 0.26}},
             }
         },
