@@ -32,7 +32,7 @@ def trajectories() -> list[Trajectory]:
         ids = [rng.randrange(3, 64) for _ in range(2 + length)]
         sampled = tuple(scores(length).tolist())
         rollout = Rollout(f"p{number}", tuple(ids[:2]), tuple(ids[2:]), sampled, "stop", (0,) * length)
-        made.append(Trajectory(rollout, rng.uniform(-1.0, 1.0), scores(length), scores(length)))
+        made.append(Trajectory(rollout, torch.full((length,), rng.uniform(-1.0, 1.0)), scores(length), scores(length)))
     return made
 
 

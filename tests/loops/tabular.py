@@ -22,7 +22,7 @@ from tests.loops.toy import rl_section
 
 LETTERS, END, PROMPTS = (0, 1), 2, (3, 4)
 LIMIT = 2
-NO_KL = {"place": "none", "estimator": "k3", "coefficient": 0.0}
+NO_KL = "none"
 
 Response = tuple[int, ...]
 
@@ -78,7 +78,8 @@ def trajectory(
     prompt: int, response: Response, advantage: float, *, old: Tensor | None = None, reference: Tensor | None = None
 ) -> Trajectory:
     rollout = Rollout("p", (prompt,), response, (0.0,) * len(response), "stop", (0,) * len(response))
-    return Trajectory(rollout, advantage, None if old is None else old.float(), reference)
+    advantages_T = torch.full((len(response),), advantage, dtype=torch.float64)
+    return Trajectory(rollout, advantages_T, None if old is None else old.float(), reference)
 
 
 def loss_of(model: Table, recipe: Recipe, parts: list[list[Trajectory]], *, max_tokens: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from posttrain.losses.reduce import AGGREGATES
 from tests.loops.tabular import Table, loss_of, random_table, recipe_of, token_logprobs, trajectory
 
-OBJECTIVES = sorted(path.stem for path in Path("objectives").glob("*.yaml"))
+OBJECTIVES = sorted(path.stem for path in Path("objectives").glob("*.yaml") if "objective:" in path.read_text("utf-8"))
 TOKENS, ACTIONS = 12, 8
 TABLE = random_table(0, tokens=TOKENS, actions=ACTIONS)
 RESPONSES = [(1, 5, 2), (7, 0, 3, 3, 6, 2, 1), (4,), (0, 6, 5, 2, 2)]
@@ -72,9 +72,9 @@ def test_every_cut_gives_the_same_loss_and_gradient(name, off_policy):
     assert_every_cut_agrees(recipe_of(name, group_size=4), batch(off_policy=off_policy))
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "k3_corrected"])
+@pytest.mark.parametrize("estimator", ["k2", "k3", "k3_corrected"])
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_every_aggregate_and_kl(aggregate, estimator):
-    kl = {"place": "in_loss", "estimator": estimator, "coefficient": 0.1}
+    kl = {"kind": "in_loss", "estimator": estimator, "coefficient": 0.1, "controller": "fixed", "reset_reference": 0}
     recipe = recipe_of("dr_grpo", group_size=4, aggregate=aggregate, kl=kl)
     assert_every_cut_agrees(recipe, batch(off_policy=True))

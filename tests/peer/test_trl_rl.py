@@ -1,7 +1,7 @@
 """The same samples, rewards and logits into TRL's trainers and into ours: the same loss and gradient, to 1e-5.
 
 Differences, set equal or allowed for here: TRL adds 1e-4 to a standard deviation (we 1e-6); its cispo bounds the weight
-by epsilon_high itself (we by 1 + clip_high, as the paper); it corrects for the sampler by default (our files do not);
+by epsilon_high itself (we by 1 + high, as the paper); it corrects for the sampler by default (our files do not);
 its k3 has no upper limit; its RLOO has a clipped ratio per sequence where ours counts the samples as on-policy.
 """
 
@@ -73,9 +73,10 @@ def assert_equal(found, expected) -> None:
     assert expected[1].abs().max() > 1e-3
 
 
+KL = {"kind": "in_loss", "estimator": "k3", "coefficient": 0.1, "controller": "fixed", "reset_reference": 0}
 METHODS = {
     "grpo": {"beta": 0.04},
-    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none", "epsilon_high": 0.28},
+    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28},
     "gspo": {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1 + 4.0},
@@ -103,15 +104,15 @@ def test_rloo():
     [
         ({"scale": "batch_std"}, {"scale_rewards": "batch"}),
         # Two-sided clipping is the dual clip: nothing changes for A > 0.
-        ({"clip": "dual", "clip_dual": 1.3}, {"delta": 1.3}),
+        ({"clip": {"kind": "dual", "low": 0.2, "high": 0.2, "bound": 1.3}}, {"delta": 1.3}),
         (
-            {"kl": {"place": "in_loss", "estimator": "k3_corrected", "coefficient": 0.1}},
+            {"kl": KL | {"estimator": "k3_corrected"}},
             {"beta": 0.1, "use_bias_correction_kl": True},
         ),
     ],
 )
 def test_single_axes(changes, theirs):
-    kl = {"kl": {"place": "none", "estimator": "k3", "coefficient": 0.0}}
+    kl = {"kl": "none"}
     assert_equal(our_loss("grpo", **(kl | changes)), their_loss(Grpo, GRPO_SETTINGS, **theirs))
 
 
@@ -132,7 +133,7 @@ def test_corrections_for_the_sampler(correction, mode, cap):
         "vllm_importance_sampling_clip_min": 1 / cap if mode == "token_mask" else None,
     }  # fmt: skip
     expected = their_loss(Grpo, GRPO_SETTINGS, **(METHODS["dapo"] | settings))
-    assert_equal(our_loss("dapo", correction=correction, correction_cap=cap), expected)
+    assert_equal(our_loss("dapo", correction={"kind": correction, "cap": cap}), expected)
     without = their_loss(Grpo, GRPO_SETTINGS, **METHODS["dapo"])
     assert (without[1] - expected[1]).abs().max() > 1e-3
 

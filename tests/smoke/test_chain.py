@@ -103,3 +103,20 @@ def test_the_same_params_give_the_same_weights(clone: Path) -> None:
     assert forced.returncode == 0, forced.stderr
     assert (clone / "models/sft/model.safetensors").read_bytes() == first
     assert run(clone, "dvc", "status", "-q", "dvc.yaml").returncode == 0
+
+
+@pytest.mark.vllm
+def test_grpo_and_evaluate_sample_with_vllm_when_the_profile_asks_for_it(clone: Path) -> None:
+    """By hand, last of all: the same stages with servers instead of the decode loop, canary after every sync."""
+    values = yaml.safe_load((clone / "params.yaml").read_text())
+    values["engine"] |= {"rollout": "vllm", "canary_tolerance": 0.01}
+    (clone / "params.yaml").write_text(yaml.safe_dump(values))
+    before = (clone / "models/grpo/model.safetensors").read_bytes()
+    for command in (("tasks.grpo",), ("tasks.evaluate", "--model", "grpo")):
+        done = run(clone, sys.executable, "-m", *command)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = json.loads((clone / "reports/grpo.json").read_text())
+    assert report["steps"] == 3
+    assert 0.0 < report["end"]["rollout/mismatch"] < 0.01  # other kernels, the same weights
+    assert (clone / "models/grpo/model.safetensors").read_bytes() != before
+    assert json.loads((clone / "reports/evaluate/grpo.json").read_text())["questions"] == 24
