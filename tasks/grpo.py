@@ -14,6 +14,7 @@ from posttrain.records import Problem, read_jsonl
 def main() -> None:
     with open_job("grpo") as job:
         section = job.params.grpo
+        total = section.steps if section.method == "rl" else None  # how much rft trains on is not known before
         policy = load_policy(Path("models/sft"), precision=job.params.engine.precision)
         engine = make_engine(policy, job.params.engine, job.system)
         report = train_policy(
@@ -24,7 +25,7 @@ def main() -> None:
             rollouts=engine,
             engine=job.params.engine,
             seed=job.seed,
-            log=lambda metrics, step: job.log(metrics, step=step, total=section.steps),
+            log=lambda metrics, step: job.log(metrics, step=step, total=total),
             checkpoints=job.checkpoints,
         )
         engine.close()

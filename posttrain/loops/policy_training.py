@@ -16,7 +16,8 @@ from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.loops.heldout import look_at_heldout
 from posttrain.loops.rft import run_rft
-from posttrain.loops.rl import run_rl
+from posttrain.loops.rl import as_eval, run_rl
+from posttrain.loops.rl_step import from_first_rank
 from posttrain.records import Problem
 
 Log = Callable[[dict[str, float], int], None]
@@ -38,7 +39,8 @@ def train_policy(
     """Train `policy` in place and return the report of it: means at the start and at the end, looks by step.
 
     `rollouts` must sample from `policy`'s weights, and does so again when this returns. `log` gets (metrics, step), the
-    seconds of each step as `time/step`. Continues from the last checkpoint in `checkpoints`.
+    seconds of a step as `time/step`; a look of its own comes without them. Continues from the last checkpoint in
+    `checkpoints`.
     """
     look = partial(
         look_at_heldout,
@@ -94,9 +96,12 @@ def _by_rft(
     log: Log,
     at: Path,
 ) -> dict[str, Any]:
-    """With as many samples as RL would draw in its steps, spread evenly over the problems."""
-    before = look()
-    log({f"eval/{name}": value for name, value in before.items()}, 0)
+    """With as many samples as RL would draw in its steps, spread evenly over the problems: to the nearest whole one.
+
+    Steps are those of the fine-tuning, with one look before the first and one after the last.
+    """
+    before = from_first_rank(look)
+    log(as_eval(before), 0)
     summary = run_rft(
         policy,
         problems,
@@ -114,7 +119,9 @@ def _by_rft(
         checkpoints=at,
         save_every=section.save_every,
     )
-    return {**summary, "heldout": {"0": before, str(summary["steps"]): look()}}
+    after = from_first_rank(look)
+    log(as_eval(after), summary["steps"])
+    return {**summary, "heldout": {"0": before, str(summary["steps"]): after}}
 
 
 _METHODS = {"rl": _by_rl, "rft": _by_rft}

@@ -10,12 +10,9 @@ What was sampled is trained on as the ids that were sampled.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedTokenizerFast
 
 from posttrain import config
 from posttrain.engine.batching import Example
@@ -24,10 +21,10 @@ from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.errors import StageError
 from posttrain.loops.rl_step import from_first_rank
-from posttrain.loops.sample import Sample, read_sample, sample_problems
+from posttrain.loops.sample import Sample, sample_problems
 from posttrain.loops.select import distinct, is_right
 from posttrain.loops.sft import run_sft
-from posttrain.records import Problem, Rollout
+from posttrain.records import Problem
 
 
 def run_rft(
@@ -47,20 +44,14 @@ def run_rft(
     log: Callable[[dict[str, float], int], None],
     checkpoints: Path,
     save_every: int,
-    drawn: Sequence[Rollout] = (),
 ) -> dict[str, Any]:
     """Train `policy` in place on its own right answers; returns what was kept at each filter, and run_sft's summary.
 
-    `rollouts` must sample from `policy`; it is in step with it again when this returns. `drawn` are thinking answers of
-    this very policy that exist already (data/graded/samples.jsonl): where they are `samples` or more per problem,
-    nothing is generated. Continues from the last checkpoint, with the result of a run that was never interrupted.
-    Raises StageError when nothing is right.
+    `rollouts` must sample from `policy`; it is in step with it again when this returns. Continues from the last
+    checkpoint, with the result of a run that was never interrupted. Raises StageError when nothing is right.
     """
 
     def sampled() -> list[list[Sample]]:
-        known = read_drawn(policy.tokenizer, problems, drawn, samples=samples)
-        if known is not None:
-            return known
         return sample_problems(
             rollouts,
             policy.tokenizer,
@@ -89,21 +80,6 @@ def run_rft(
     if rank() == 0:
         rollouts.load_weights(policy.model, version=1)
     return {**counts, **summary}
-
-
-def read_drawn(
-    tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], drawn: Sequence[Rollout], *, samples: int
-) -> list[list[Sample]] | None:
-    """The first `samples` rollouts of every problem, read and verified; None where some problem has fewer."""
-    by_problem: defaultdict[str, list[Rollout]] = defaultdict(list)
-    for rollout in drawn:
-        by_problem[rollout.problem_id].append(rollout)
-    if any(len(by_problem[problem.id]) < samples for problem in problems):
-        return None
-    return [
-        [read_sample(tokenizer, problem, "think", rollout) for rollout in by_problem[problem.id][:samples]]
-        for problem in problems
-    ]
 
 
 def keep_right(groups: Sequence[Sequence[Sample]], *, max_per_problem: int) -> tuple[list[Sample], dict[str, int]]:

@@ -94,7 +94,7 @@ def run_rl(
         sync(learner.trainer, rollouts, version=len(history))
     elif 0 in measure_at:
         measured["0"] = from_first_rank(measure)
-        log(_as_eval(measured["0"]), 0)
+        log(as_eval(measured["0"]), 0)
     for step in range(len(history), section.steps):
         clock = Clock()
         weights = weights_at(step, section)
@@ -109,7 +109,7 @@ def run_rl(
         metrics = history[-1] | clock.metrics(tokens=batch.tokens)
         if step + 1 in measure_at:
             measured[str(step + 1)] = from_first_rank(measure)
-            metrics |= _as_eval(measured[str(step + 1)])
+            metrics |= as_eval(measured[str(step + 1)])
         log(metrics, step + 1)
         if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
             state = {"learner": learner.state_dict(), "sampler": sampler.state_dict()}
@@ -125,7 +125,8 @@ def weights_at(step: int, section: config.Rl) -> dict[str, float]:
     }
 
 
-def _as_eval(metrics: Mapping[str, float]) -> dict[str, float]:
+def as_eval(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A look's metrics as they are logged."""
     return {f"eval/{name}": value for name, value in metrics.items()}
 
 

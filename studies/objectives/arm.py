@@ -71,8 +71,8 @@ def train_and_measure(
     at_start = watch(meter, policy, reference, watched, section, seed=seed)
 
     def log(metrics: dict[str, float], step: int) -> None:
-        job.log(metrics, step=step, total=section.steps)
-        if step > 0:
+        job.log(metrics, step=step, total=section.steps if section.method == "rl" else None)
+        if "time/step" in metrics:  # not a look alone
             meter.step(metrics, step)
 
     trained = train_policy(

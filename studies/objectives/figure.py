@@ -1,4 +1,4 @@
-"""The study as one picture: held-out accuracy against steps, a small panel per objective, all others pale behind it.
+"""The study as one picture: held-out accuracy over the steps, a small panel per objective, all others pale behind it.
 
 Equal numbers give equal bytes. Colours are CSS variables defined in the file, so that it follows the reader's light or
 dark scheme wherever it is shown.
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from posttrain.evals.figures import PALETTE, STYLE, inline_svg
 
@@ -30,9 +30,9 @@ DARK = {
 
 
 def picture(curves: Mapping[str, Sequence[tuple[float, float]]], *, start: float) -> str:
-    """SVG text of a panel for each objective: its (step, accuracy); the dashed line is sft's accuracy `start`."""
+    """SVG text of a panel for each objective: its (share of its steps, accuracy); dashed is sft's accuracy `start`."""
     with matplotlib.rc_context(STYLE):
-        svg = inline_svg(_panels(curves, start), "objectives", description="Held-out accuracy against training steps")
+        svg = inline_svg(_panels(curves, start), "objectives", description="Held-out accuracy over the steps")
     return _standing_alone(svg)
 
 
@@ -48,12 +48,13 @@ def _panels(curves: Mapping[str, Sequence[tuple[float, float]]], start: float) -
         axes.plot(*zip(*curves[name], strict=True), color=PALETTE["blue"], linewidth=2, marker="o", markersize=3.5)
         axes.set_title(name, loc="left", fontsize=10, fontweight="bold", color=PALETTE["ink"], pad=4)
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+        axes.xaxis.set_major_locator(MultipleLocator(0.5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.grid(axis="x", visible=False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(labelbottom=True)
-    figure.supxlabel("step", fontsize=9.5, color=PALETTE["muted"])
+    figure.supxlabel("steps", fontsize=9.5, color=PALETTE["muted"])
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
     return figure

@@ -57,14 +57,22 @@ class Meter:
     def step(self, metrics: Mapping[str, float], step: int) -> None:
         """Note what was sampled since the last step, and the seconds of the step.
 
-        A step that samples has that in its own `time/step`; what was sampled before the steps (rft) has no other place.
+        A step that samples has that in its own `time/step`. What was sampled before the steps (rft) is a step 0: an
+        interrupted arm samples it again.
         """
-        seconds = metrics["time/step"] + (0.0 if "time/generate" in metrics else self._seconds)
-        row = {"step": step, "seconds": seconds, "responses": self._responses, "tokens": self._tokens}
-        with self._journal.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        sampled = {"responses": self._responses, "tokens": self._tokens}
+        if "time/generate" in metrics:
+            self._note({"step": step, "seconds": metrics["time/step"], **sampled})
+        else:
+            if self._responses:
+                self._note({"step": 0, "seconds": self._seconds, **sampled})
+            self._note({"step": step, "seconds": metrics["time/step"], "responses": 0, "tokens": 0})
         self._responses = self._tokens = 0
         self._seconds = 0.0
+
+    def _note(self, row: Mapping[str, float]) -> None:
+        with self._journal.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
 
     def total(self) -> dict[str, float]:
         """Sums over all steps; a step that was done twice counts once."""

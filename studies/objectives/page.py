@@ -53,7 +53,9 @@ def build(arms: Mapping[str, Source], notes: Mapping[str, str], objectives: Path
 INTRODUCTION = """\
 One loop, one start, one budget: each file of `objectives/` trains `models/sft` on `data/graded` with the same prompts
 per step, group, steps, token limit and reward terms (but for the terms that a file states itself), exactly as stage
-[grpo](grpo.md) does, and is then asked the held-out questions, thinking.
+[grpo](grpo.md) does, and is then asked the held-out questions, thinking. How often a method trains on what it sampled
+(`epochs`, `minibatches`) is its own. `rft` draws as many samples, to the nearest whole one per problem, before its
+first step; `dapo` draws more where groups teach nothing.
 
     make objectives    # the chain as far as it is needed, each arm that is not up to date, this page
 
@@ -107,9 +109,10 @@ def results(arms: Mapping[str, Source]) -> str:
         f"intervals says nothing. Written from `{REPORTS}/*.json` by `{COMMAND}`."
     )
     return (
-        f"## Results\n\n{table}\n\n{conditions}\n\n![Held-out accuracy against steps, one panel per objective]"
+        f"## Results\n\n{table}\n\n{conditions}\n\n![Held-out accuracy over the steps, one panel per objective]"
         f"({PICTURE.name})\n\nHeld-out accuracy during training, from fewer samples than the table's. Blue: the "
-        "objective of the panel; pale: the others; dashed: sft."
+        "objective of the panel; pale: the others; dashed: sft. Steps in percent of an arm's own: those of "
+        "`rft` are of another kind."
     )
 
 
@@ -196,10 +199,10 @@ def read_arms(folder: Path) -> dict[str, Source]:
 
 
 def curves_of(arms: Mapping[str, Source]) -> dict[str, list[tuple[float, float]]]:
-    """Objective -> its (step, held-out accuracy), in the order of the table."""
+    """Objective -> its (share of its steps, held-out accuracy), in the order of the table."""
+    curves = {str(arm.need("objective")): arm.need("curve") for arm in ranked(arms)}
     return {
-        str(arm.need("objective")): [(look["step"], look["accuracy"]) for look in arm.need("curve")]
-        for arm in ranked(arms)
+        name: [(look["step"] / looks[-1]["step"], look["accuracy"]) for look in looks] for name, looks in curves.items()
     }
 
 

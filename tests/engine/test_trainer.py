@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from posttrain.engine.schedule import learning_rate
 from posttrain.errors import NonFiniteError
 from tests.engine.conftest import micro_model
-from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories
+from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories, value_step, valued_trajectories
 from tests.engine.training import (
     Item,
     batch,
@@ -164,7 +164,26 @@ def test_two_ranks_equal_one(two_ranks: Path) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_responses_on_each_of_two_ranks_equal_four_on_one(two_ranks: Path, name: str) -> None:
     """Loss, gradient, and all metrics of an RL step."""
-    alone = rl_step(name, micro_batches(trajectories(), tokens=4096))
+    compare(two_ranks, name, rl_step(name, micro_batches(trajectories(), tokens=4096)))
+
+
+def test_the_value_network_learns_the_same_on_two_ranks(two_ranks: Path) -> None:
+    alone = value_step(micro_batches(valued_trajectories(), tokens=4096))
+    assert 0.0 < alone["metrics"]["train/value_clip_fraction"] < 1.0
+    compare(two_ranks, "value", alone)
+
+
+def test_the_largest_of_two_ranks_is_the_largest_of_all(two_ranks: Path) -> None:
+    """Straight from the responses; the ranks' own differ, so that it is neither their sum nor always the first's."""
+    largest = [float((t.old - torch.tensor(t.rollout.logprobs)).abs().max()) for t in trajectories()]
+    assert max(largest[0::2]) != max(largest[1::2])
+    for rank in range(2):
+        metrics = torch.load(two_ranks / f"grpo-{rank}.pt", weights_only=True)["metrics"]
+        assert metrics["rollout/mismatch_max"] == pytest.approx(max(largest), rel=1e-5)
+
+
+def compare(two_ranks: Path, name: str, alone: dict[str, Any]) -> None:
+    """Both ranks' step with that of one process."""
     for rank in range(2):
         result = torch.load(two_ranks / f"{name}-{rank}.pt", weights_only=True)
         assert result["loss"] == pytest.approx(alone["loss"], rel=1e-5, abs=1e-6)

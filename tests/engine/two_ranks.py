@@ -16,7 +16,7 @@ import torch
 
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from tests.engine.conftest import micro_model
-from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories
+from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories, value_step, valued_trajectories
 from tests.engine.training import batch, loss_fn, trainer_of, weights
 
 
@@ -42,10 +42,15 @@ def train(rank: int, port: int, folder: Path) -> None:
 
 
 def train_rl(rank: int, folder: Path) -> None:
-    """A step on every objective's loss; rank 1 cuts its two responses into two micro-batches, rank 0 does not."""
+    """A step on every objective's loss and on the value network's.
+
+    Rank 1 cuts its two responses into two micro-batches, rank 0 does not.
+    """
+    tokens = 1 if rank else 4096
     for name in OBJECTIVES:
-        own = micro_batches(trajectories()[rank::2], tokens=1 if rank else 4096)
-        torch.save(rl_step(name, own), folder / f"{name}-{rank}.pt")
+        torch.save(rl_step(name, micro_batches(trajectories()[rank::2], tokens=tokens)), folder / f"{name}-{rank}.pt")
+    own = micro_batches(valued_trajectories()[rank::2], tokens=tokens)
+    torch.save(value_step(own), folder / f"value-{rank}.pt")
 
 
 def main() -> None:

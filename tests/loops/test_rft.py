@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from posttrain.chat.template import render_prompt
-from posttrain.engine.rollout import Request
 from posttrain.errors import StageError
-from posttrain.loops.rft import keep_right, read_drawn, run_rft, trained_on
+from posttrain.loops.rft import keep_right, run_rft, trained_on
+from posttrain.loops.sample import sample_problems
 from posttrain.loops.select import is_right
-from posttrain.records import Message, Problem
+from posttrain.records import Problem
 from posttrain.rl.advantages import BASELINES, SCALES, advantages
 from tests.loops.samples import made
 from tests.loops.toy import (
@@ -45,13 +44,6 @@ def train(folder, *, journal=None, problems=PROBLEMS, policy=None, rollouts=None
         **numbers,
     )
     return policy, summary
-
-
-def drawn_by(policy, *, samples, seed=1):
-    requests = [
-        Request(p.id, tuple(render_prompt(policy.tokenizer, [Message("user", p.prompt)], "think"))) for p in PROBLEMS
-    ]
-    return sampler_of(policy).generate(requests, samples=samples, generation=GENERATION, seed=seed)
 
 
 def test_weights_of_the_samples_against_those_of_grpo():
@@ -98,29 +90,10 @@ def test_the_policy_learns_what_it_got_right(tmp_path):
     assert 0 < summary["right"] < summary["sampled"] == 32
     assert summary["kept"] == summary["examples"] <= 4 * 4
     assert rollouts.version == 1
-    after = drawn_by(policy, samples=16)
-    right = [read_drawn(policy.tokenizer, [p], after, samples=16)[0] for p in PROBLEMS]
-    assert sum(s.correct for group in right for s in group) / 64 > 0.8 > summary["right"] / summary["sampled"]
-
-
-def test_samples_that_exist_are_used(tmp_path):
-    """Those of stage grade: with enough of them nothing is generated, with too few all are."""
-
-    class NoSampler:
-        version = 0
-
-        def generate(self, *args, **kwargs):
-            raise AssertionError("generated")
-
-        def load_weights(self, model, version):
-            self.version = version
-
-    policy = start_policy()
-    drawn = drawn_by(policy, samples=8)
-    _, summary = train(tmp_path / "a", policy=policy, rollouts=NoSampler(), drawn=drawn)
-    assert summary["sampled"] == 32
-    with pytest.raises(AssertionError, match="generated"):
-        train(tmp_path / "b", rollouts=NoSampler(), drawn=drawn[:-1])
+    after = sample_problems(
+        rollouts, policy.tokenizer, PROBLEMS, mode="think", samples=16, generation=GENERATION, seed=1
+    )
+    assert sum(s.correct for group in after for s in group) / 64 > 0.8 > summary["right"] / summary["sampled"]
 
 
 def test_interrupted_is_uninterrupted(tmp_path):

@@ -15,9 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BELOW = {
     "objective": {
         "scale": "group_std",
-        "clip": "ppo",
-        "clip_low": 0.2,
-        "kl": {"place": "in_loss", "estimator": "k3", "coefficient": 0.04},
+        "clip": {"kind": "ppo", "low": 0.2},
+        "kl": {"kind": "in_loss", "estimator": "k3", "controller": "fixed"},
     }
 }
 
@@ -37,17 +36,26 @@ def test_equal_files_differ_in_nothing(tmp_path: Path) -> None:
 
 
 def test_other_choices_and_numbers(tmp_path: Path) -> None:
-    objective = BELOW["objective"] | {"scale": "none", "clip_low": 0.1}
-    assert of(tmp_path, {"objective": objective}) == ["scale: group_std -> none", "clip_low: 0.2 -> 0.1"]
+    objective = BELOW["objective"] | {"scale": "none", "clip": {"kind": "ppo", "low": 0.1}}
+    assert of(tmp_path, {"objective": objective}) == ["scale: group_std -> none", "clip.low: 0.2 -> 0.1"]
 
 
-def test_numbers_of_a_part_that_is_not_there_are_no_change(tmp_path: Path) -> None:
-    objective = BELOW["objective"] | {"clip": "none", "clip_low": 0.9}
-    assert of(tmp_path, {"objective": objective}) == ["clip: ppo -> none"]
-    objective = BELOW["objective"] | {"kl": {"place": "none", "estimator": "k1", "coefficient": 0.0}}
-    assert of(tmp_path, {"objective": objective}) == ["kl.place: in_loss -> none"]
-    objective = BELOW["objective"] | {"kl": {"place": "in_reward", "estimator": "k1", "coefficient": 0.04}}
-    assert of(tmp_path, {"objective": objective}) == ["kl.place: in_loss -> in_reward", "kl.estimator: k3 -> k1"]
+def test_a_choice_without_numbers_is_one_change(tmp_path: Path) -> None:
+    """Whichever way it is written."""
+    for none in ("none", {"kind": "none"}):
+        objective = BELOW["objective"] | {"clip": none, "kl": none}
+        assert of(tmp_path, {"objective": objective}) == ["clip: ppo -> none", "kl: in_loss -> none"]
+
+
+def test_another_choice_comes_with_its_numbers(tmp_path: Path) -> None:
+    objective = BELOW["objective"] | {"clip": {"kind": "cispo", "high": 4.0}}
+    assert of(tmp_path, {"objective": objective}) == ["clip: ppo -> cispo", "clip.high: 4.0"]
+    controller = {"kind": "adaptive", "target": 6.0}
+    objective = BELOW["objective"] | {"kl": {"kind": "in_reward", "estimator": "k1", "controller": controller}}
+    assert of(tmp_path, {"objective": objective}) == [
+        *("kl: in_loss -> in_reward", "kl.estimator: k3 -> k1"),
+        *("kl.controller: fixed -> adaptive", "kl.controller.target: 6.0"),
+    ]
 
 
 def test_what_only_one_of_them_states(tmp_path: Path) -> None:
@@ -63,5 +71,16 @@ def test_the_first_line_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_dr_grpo_is_grpo_without_two_divisions_and_kl() -> None:
-    found = changes(ROOT / "objectives/dr_grpo.yaml", ROOT / "objectives/grpo.yaml")
-    assert [line.partition(":")[0] for line in found] == ["scale", "clip_high", "aggregate", "kl.place"]
+    assert changes(ROOT / "objectives/dr_grpo.yaml", ROOT / "objectives/grpo.yaml") == [
+        "scale: group_std -> none",
+        "aggregate: sequence_mean -> constant",
+        "kl: in_loss -> none",
+    ]
+
+
+def test_step_rewards_change_one_axis_and_rft_the_method() -> None:
+    neighbour = ROOT / "objectives/grpo.yaml"
+    assert changes(ROOT / "objectives/process_grpo.yaml", neighbour) == [
+        *("credit: outcome -> process", "credit.steps: checker", "credit.outcome: 0.0"),
+    ]
+    assert changes(ROOT / "objectives/rft.yaml", neighbour) == ["method: rl -> rft"]

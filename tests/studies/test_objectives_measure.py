@@ -97,7 +97,7 @@ def test_the_meter_counts_training_alone_and_goes_on_after_an_interruption(tmp_p
         seen = toy.Journal(stop_after)
 
         def log(metrics: dict[str, float], step: int) -> None:
-            if step > 0:
+            if "time/step" in metrics:
                 meter.step({**metrics, "time/step": 2.0}, step)
             seen(metrics, step)
 
@@ -125,6 +125,52 @@ def test_the_meter_counts_training_alone_and_goes_on_after_an_interruption(tmp_p
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5, 6]
     assert rows[4] == rows[5], "the same samples again"
     assert meter.total()["tokens"] == sum(row["tokens"] for row in rows) - rows[4]["tokens"]
+
+
+def test_an_arm_without_rl_samples_as_much_and_counts_it_once(tmp_path: Path) -> None:
+    """rft: 6 steps x 4 prompts x 8 samples are 48 for each of 4 problems; one interrupted in step 3 samples again."""
+    numbers = {"max_per_problem": 4, "epochs": 6.0, "batch_tokens": 64, "sequence_length": 64}
+    section = toy.rl_section("rft", objective=toy.objective()["objective"], rft=numbers)
+
+    def train(folder: Path, stop_after: int | None) -> tuple[dict, Meter, toy.Journal]:
+        folder.mkdir(exist_ok=True)
+        policy = toy.start_policy()
+        meter = Meter(
+            toy.sampler_of(policy), heldout=[problem.id for problem in HELDOUT], journal=folder / "cost.jsonl"
+        )
+        seen = toy.Journal(stop_after)
+
+        def log(metrics: dict[str, float], step: int) -> None:
+            if "time/step" in metrics:
+                meter.step(metrics, step)
+            seen(metrics, step)
+
+        report = train_policy(
+            policy,
+            toy.PROBLEMS,
+            HELDOUT,
+            section=section,
+            rollouts=meter,
+            engine=toy.ENGINE,
+            seed=5,
+            log=log,
+            checkpoints=folder,
+        )
+        return report, meter, seen
+
+    report, meter, seen = train(tmp_path / "whole", None)
+    steps = report["steps"]
+    assert meter.total()["responses"] == report["sampled"] == 6 * 4 * 8
+    assert list(report["heldout"]) == ["0", str(steps)]
+    assert [step for step, _ in seen.rows] == [*range(steps + 1), steps], "a look, the steps, a look"
+    assert seen.rows[-1][1]["eval/accuracy"] == report["heldout"][str(steps)]["accuracy"]
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", 4)
+    again, resumed, rest = train(tmp_path / "cut", None)
+    assert again == report and [step for step, _ in rest.rows][:2] == [0, 3]
+    for key in ("responses", "tokens"):
+        assert resumed.total()[key] == meter.total()[key]
+    assert resumed.total()["seconds"] > 0
 
 
 class Sampler:

@@ -173,8 +173,18 @@ def test_the_command_writes_page_and_picture_and_keeps_the_notes(
     assert (project / page.NOTES).read_text() == "reasons: {rloo: Too few steps.}\n"
 
 
+def test_curves_share_an_axis_whatever_their_steps_are() -> None:
+    """By hand: 40 steps of RL beside 125 of fine-tuning; the better one is first."""
+    looks = [{"step": 0, "accuracy": 0.3}, {"step": 50, "accuracy": 0.4}, {"step": 125, "accuracy": 0.45}]
+    arms = sources(report("rft", 0.45, curve=looks), report("grpo", 0.5))
+    assert list(page.curves_of(arms).items()) == [
+        ("grpo", [(0.0, 0.3), (1.0, 0.5)]),
+        ("rft", [(0.0, 0.3), (0.4, 0.4), (1.0, 0.45)]),
+    ]
+
+
 def test_the_picture_is_well_formed_has_a_panel_for_each_and_equal_bytes() -> None:
-    curves = {f"method_{i}": [(0.0, 0.3), (10.0, 0.3 + 0.01 * i), (20.0, 0.5)] for i in range(5)}
+    curves = {f"method_{i}": [(0.0, 0.3), (0.5, 0.3 + 0.01 * i), (1.0, 0.5)] for i in range(5)}
     svg = picture(curves, start=0.3)
     assert picture(dict(curves), start=0.3) == svg
     texts = {element.text for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}

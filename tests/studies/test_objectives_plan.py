@@ -44,6 +44,18 @@ def test_every_arm_can_be_trained(name: str, params: Params, study: Study) -> No
     assert section.optimizer.schedule == params.grpo.optimizer.schedule
 
 
+def test_every_arm_may_sample_equally_much(params: Params, study: Study) -> None:
+    """However often it trains on that: some methods are several passes or updates per batch."""
+    sections = {name: arm_section(name, params, study, root=ROOT) for name in OBJECTIVES}
+    generation = params.grpo.generation
+    for section in sections.values():
+        budget = (section.steps, section.prompts_per_step, section.group_size, section.generation)
+        assert budget == (study.grpo["steps"], params.grpo.prompts_per_step, params.grpo.group_size, generation)
+    updates = {name: section.epochs * section.minibatches for name, section in sections.items()}
+    own = {"kimi_k15": 4, "ppo": 4 * 2, "tulu_rlvr": 4 * 2}
+    assert updates == dict.fromkeys(OBJECTIVES, 2) | own
+
+
 def test_what_an_objective_states_lies_over_what_the_study_states(params: Params, study: Study, tmp_path: Path) -> None:
     overlay = {"grpo": {"objective": {"scale": "batch_std"}, "rewards": {"length": {"weight": 0.5}}, "epochs": 3}}
     (tmp_path / "objectives").mkdir()
