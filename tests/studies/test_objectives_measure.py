@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from posttrain import config
 from posttrain.engine.rollout import Request
 from posttrain.evals.forms import ChatForm
 from posttrain.evals.rows import ModeSamples
@@ -86,38 +87,42 @@ def test_divergence_against_whole_forward_passes_and_in_any_split() -> None:
     assert same["kl"] == 0.0
 
 
+def metered_run(section: config.Rl, folder: Path, stop_after: int | None) -> tuple[dict, Meter, toy.Journal]:
+    """The toy policy trained with a meter on its sampler; every step takes two seconds."""
+    folder.mkdir(exist_ok=True)
+    policy = toy.start_policy()
+    meter = Meter(toy.sampler_of(policy), heldout=[problem.id for problem in HELDOUT], journal=folder / "cost.jsonl")
+    seen = toy.Journal(stop_after)
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        if "time/step" in metrics:
+            meter.step({**metrics, "time/step": 2.0}, step)
+        seen(metrics, step)
+
+    report = train_policy(
+        policy,
+        toy.PROBLEMS,
+        HELDOUT,
+        section=section,
+        rollouts=meter,
+        engine=toy.ENGINE,
+        seed=5,
+        log=log,
+        checkpoints=folder,
+    )
+    return report, meter, seen
+
+
 def test_the_meter_counts_training_alone_and_goes_on_after_an_interruption(tmp_path: Path) -> None:
     """4 prompts x 8 samples in each of 6 steps; interrupted in step 5, whose first attempt does not count."""
     section = toy.rl_section("dr_grpo")
 
-    def train(stop_after: int | None) -> tuple[Meter, toy.Journal]:
-        policy = toy.start_policy()
-        journal = tmp_path / "cost.jsonl"
-        meter = Meter(toy.sampler_of(policy), heldout=[problem.id for problem in HELDOUT], journal=journal)
-        seen = toy.Journal(stop_after)
-
-        def log(metrics: dict[str, float], step: int) -> None:
-            if "time/step" in metrics:
-                meter.step({**metrics, "time/step": 2.0}, step)
-            seen(metrics, step)
-
-        report = train_policy(
-            policy,
-            toy.PROBLEMS,
-            HELDOUT,
-            section=section,
-            rollouts=meter,
-            engine=toy.ENGINE,
-            seed=5,
-            log=log,
-            checkpoints=tmp_path,
-        )
-        assert list(report["heldout"]) == ["0", "2", "4", "6"]
-        return meter, seen
-
     with pytest.raises(KeyboardInterrupt):
-        train(stop_after=6)  # looks before the first step, then five steps, of which four are in a checkpoint
-    meter, seen = train(stop_after=None)
+        metered_run(
+            section, tmp_path, 6
+        )  # looks before the first step, then five steps, of which four are in a checkpoint
+    report, meter, seen = metered_run(section, tmp_path, None)
+    assert list(report["heldout"]) == ["0", "2", "4", "6"]
     assert [step for step, _ in seen.rows] == [5, 6]
     assert meter.total()["responses"] == 6 * 4 * 8
     assert meter.total()["seconds"] == 12.0
@@ -132,41 +137,15 @@ def test_an_arm_without_rl_samples_as_much_and_counts_it_once(tmp_path: Path) ->
     numbers = {"max_per_problem": 4, "epochs": 6.0, "batch_tokens": 64, "sequence_length": 64}
     section = toy.rl_section("rft", objective=toy.objective()["objective"], rft=numbers)
 
-    def train(folder: Path, stop_after: int | None) -> tuple[dict, Meter, toy.Journal]:
-        folder.mkdir(exist_ok=True)
-        policy = toy.start_policy()
-        meter = Meter(
-            toy.sampler_of(policy), heldout=[problem.id for problem in HELDOUT], journal=folder / "cost.jsonl"
-        )
-        seen = toy.Journal(stop_after)
-
-        def log(metrics: dict[str, float], step: int) -> None:
-            if "time/step" in metrics:
-                meter.step(metrics, step)
-            seen(metrics, step)
-
-        report = train_policy(
-            policy,
-            toy.PROBLEMS,
-            HELDOUT,
-            section=section,
-            rollouts=meter,
-            engine=toy.ENGINE,
-            seed=5,
-            log=log,
-            checkpoints=folder,
-        )
-        return report, meter, seen
-
-    report, meter, seen = train(tmp_path / "whole", None)
+    report, meter, seen = metered_run(section, tmp_path / "whole", None)
     steps = report["steps"]
     assert meter.total()["responses"] == report["sampled"] == 6 * 4 * 8
     assert list(report["heldout"]) == ["0", str(steps)]
     assert [step for step, _ in seen.rows] == [*range(steps + 1), steps], "a look, the steps, a look"
     assert seen.rows[-1][1]["eval/accuracy"] == report["heldout"][str(steps)]["accuracy"]
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", 4)
-    again, resumed, rest = train(tmp_path / "cut", None)
+        metered_run(section, tmp_path / "cut", 4)
+    again, resumed, rest = metered_run(section, tmp_path / "cut", None)
     assert again == report and [step for step, _ in rest.rows][:2] == [0, 3]
     for key in ("responses", "tokens"):
         assert resumed.total()[key] == meter.total()[key]
