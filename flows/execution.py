@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
+from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.gates import GateFailed, check_gates
 from posttrain import tracking
 from posttrain.config import ConfigError, load_params
-from posttrain.errors import StageError
+from posttrain.errors import StageError, Terminated
 from posttrain.guard import guarded, last_lines
 from posttrain.job import report_metrics, report_path
 from posttrain.progress import Display, model_table
@@ -83,7 +86,7 @@ def open_execution(
         try:
             yield Execution(context, parent, stages, frozenset(force), stop_after)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, TerminationSignal):  # Ctrl-C; SIGTERM, which Prefect catches inside a flow
             status = "KILLED"
             raise
         finally:
@@ -134,7 +137,12 @@ def prepare() -> None:
 
 
 def run_program(flow: Callable[[], None], *, stopped: str, interrupted: str) -> int:
-    """Run a flow on a server of its own; the exit code, after one message for a person where it did not end well."""
+    """Run a flow on a server of its own; the exit code, after one message for a person where it did not end well.
+
+    SIGTERM unwinds the flow as Ctrl-C does: at Python's default it would end the process at once, and the server would
+    show the run as running for ever.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         prepare()
         with temporary_settings({PREFECT_API_URL: prefect_server()}):
@@ -142,10 +150,19 @@ def run_program(flow: Callable[[], None], *, stopped: str, interrupted: str) -> 
     except (StageError, ConfigError, GateFailed) as error:
         print(f"\n{stopped} {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except Terminated:
+        print(f"\nStopped by SIGTERM; {interrupted}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"\nInterrupted; {interrupted}", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 _SERVERS: list[subprocess.Popen[bytes]] = []

@@ -18,11 +18,11 @@ from posttrain.chat.split import split_response
 from posttrain.chat.template import END_OF_TEXT, THINK_OPEN, TURN_END
 from posttrain.evals import figures
 from posttrain.evals.figures import Line
-from posttrain.evals.formats import growth, highlight, interval, millions, number, percent, share, signed
+from posttrain.evals.formats import highlight, interval, millions, number, percent, signed
 from posttrain.evals.inputs import Inputs, Source
 from posttrain.evals.intervals import wilson
 from posttrain.evals.rows import ModeSamples, QuestionRow
-from posttrain.records import MODES, DataError
+from posttrain.evals.tiles import by_rft, looks_at_heldout, tiles
 from posttrain.rewards.language import main_script
 
 MAKING = {
@@ -33,6 +33,7 @@ MAKING = {
     "align": "preferences (DPO)",
     "distill": "smaller student",
 }
+RFT_MAKING = "fine-tuned on its own right answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,6 @@ class Panel:
     zero: bool = False
 
 
-ARROW = "\N{RIGHTWARDS ARROW}"
 DOMAIN_COLORS = ("muted", "orange", "purple", "blue", "green")
 
 PANELS = (
@@ -92,6 +92,9 @@ PANELS = (
     ),
 )
 
+RFT_PANEL = Panel("grpo", "Rejection sampling", "loss (nats per token)", (("train/loss", "loss", "blue"),))
+"""In the place of RL's panels where grpo.method is rft."""
+
 
 def build_page(inputs: Inputs, *, prompts: int) -> str:
     """The whole page; `prompts` held-out questions are shown with all answers."""
@@ -118,10 +121,19 @@ def build_page(inputs: Inputs, *, prompts: int) -> str:
         "prefer": inputs.stages["prefer"].values,
         "questions": questions(inputs, prompts),
         "palette": figures.PALETTE,
-        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(PANELS)],
+        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(panels(inputs.stages["grpo"]))],
         "figures": draw(inputs),
     }
     return environment.get_template("report.html").render(view)
+
+
+def panels(grpo: Source) -> list[Panel]:
+    """The training curves of the run, in the order of the chain."""
+    if not by_rft(grpo):
+        return list(PANELS)
+    place = next(i for i, panel in enumerate(PANELS) if panel.stage == "grpo")
+    others = [panel for panel in PANELS if panel.stage != "grpo"]
+    return [*others[:place], RFT_PANEL, *others[place:]]
 
 
 def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
@@ -130,7 +142,7 @@ def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
     pair = source.need("paired_to_previous")
     return {
         "name": model,
-        "making": MAKING[model],
+        "making": RFT_MAKING if model == "grpo" and by_rft(inputs.stages["grpo"]) else MAKING[model],
         "file": source.file,
         "size": source.need("parameters") / max(s.need("parameters") for s in inputs.evaluations.values()),
         "pair": pair,
@@ -142,85 +154,9 @@ def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
     }
 
 
-def tiles(inputs: Inputs) -> list[dict[str, str]]:
-    """The headline: what the chain did, in eight numbers with their intervals."""
-    models = inputs.evaluations
-    base, sft, grpo, fuse, teacher, student = (models[name] for name in MODELS)
-    first, last = base.need("think.avg"), teacher.need("think.avg")
-    gain = grpo.need("paired_to_previous")
-    before, after = length_reward(inputs.stages["grpo"])
-    tokens = [look["tokens_correct"] for look in (before, after)]
-    change = after["accuracy"] - before["accuracy"]
-    mixing = [model.need("think.language_mixing") for model in (sft, grpo)]
-    modes = [fuse.need(f"{mode}.avg.value") for mode in MODES]
-    win = inputs.stages["align"].need("win_rate")
-    errors = [model.need("think.ece") for model in (sft, teacher)]
-    kept = share(student.need("think.avg.value"), teacher.need("think.avg.value"))
-    small = student.need("parameters")
-    size = small / teacher.need("parameters")
-    rows = (
-        (
-            "Accuracy, base to aligned",
-            f"{percent(first['value'])} {ARROW} {percent(last['value'])}",
-            f"with thinking, on held-out questions; 95 % intervals {interval(first)} and {interval(last)}",
-        ),
-        (
-            "Reinforcement learning",
-            f"{signed(gain['difference'])} points",
-            f"grpo over sft, the same questions; 95 % interval {signed(gain['low'])} to {signed(gain['high'])}",
-        ),
-        (
-            "Length reward",
-            f"{growth(tokens[0], tokens[1])} tokens",
-            f"of right answers, from {number(tokens[0])} to {number(tokens[1])}; accuracy {signed(change)} points",
-        ),
-        (
-            "Language mixing",
-            f"{percent(mixing[0])} {ARROW} {percent(mixing[1])}",
-            "of thoughts with words of a second script, before and after RL",
-        ),
-        (
-            "Two modes in one model",
-            f"{percent(modes[0])} / {percent(modes[1])}",
-            f"thinking / answering directly; {percent(fuse.need('mode_following'))} of the flags are followed",
-        ),
-        (
-            "Aligned against fused",
-            f"{percent(win['value'])} wins",
-            f"judged on the same prompts, ties half; 95 % interval {interval(win)}",
-        ),
-        (
-            "The student keeps",
-            kept,
-            f"of the teacher's accuracy with {percent(size)} of its parameters ({millions(small)})",
-        ),
-        (
-            "Calibration error",
-            f"{number(errors[0], 3)} {ARROW} {number(errors[1], 3)}",
-            "of answer consistency (ECE), sft to aligned",
-        ),
-    )
-    return [{"label": label, "value": value, "detail": detail} for label, value, detail in rows]
-
-
-def looks_at_heldout(grpo: Source) -> list[dict[str, float]]:
-    """What RL saw on the held-out questions while it ran, by step."""
-    looks = grpo.need("heldout")
-    return [{"step": int(step), **looks[step]} for step in sorted(looks, key=int)]
-
-
-def length_reward(grpo: Source) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """The looks at the held-out questions when the length reward starts and at the end of RL."""
-    start, looks = grpo.need("length_reward_start"), looks_at_heldout(grpo)
-    steps = [look["step"] for look in looks]
-    if start not in steps:
-        raise DataError(f"{grpo.file}: key 'heldout': got steps {steps}, wanted one at length_reward_start = {start}")
-    return looks[steps.index(start)], looks[-1]
-
-
 def draw(inputs: Inputs) -> dict[str, Markup]:
     """The single figures, as SVG."""
-    grade, grpo, models = inputs.stages["grade"], inputs.curves["grpo"], inputs.evaluations
+    grade, grpo, models = inputs.stages["grade"], inputs.stages["grpo"], inputs.evaluations
     path = [
         {
             "model": name,
@@ -237,14 +173,6 @@ def draw(inputs: Inputs) -> dict[str, Markup]:
 
     drawn = {
         "journey": (figures.journey(path), "Tokens per answer against accuracy, model by model"),
-        "length": (
-            figures.length_and_accuracy(
-                looks_at_heldout(inputs.stages["grpo"]),
-                start=inputs.stages["grpo"].need("length_reward_start"),
-                curve={name: grpo.need(name) for name in ("step", "reward/accuracy", "length/correct", "length/wrong")},
-            ),
-            "Accuracy and tokens per answer over the steps of RL",
-        ),
         "pass_rates": (
             figures.pass_rate_histogram(
                 grade.need("histogram"), kept=(grade.need("min_pass_rate"), grade.need("max_pass_rate"))
@@ -264,6 +192,15 @@ def draw(inputs: Inputs) -> dict[str, Markup]:
             "Accuracy at thinking budgets",
         ),
     }
+    if not by_rft(grpo):
+        curve = {
+            n: inputs.curves["grpo"].need(n) for n in ("step", "reward/accuracy", "length/correct", "length/wrong")
+        }
+        start = grpo.need("length_reward_start")
+        drawn["length"] = (
+            figures.length_and_accuracy(looks_at_heldout(grpo), start=start, curve=curve),
+            "Accuracy and tokens per answer over the steps of RL",
+        )
     return {name: Markup(figures.inline_svg(figure, name, description=text)) for name, (figure, text) in drawn.items()}
 
 

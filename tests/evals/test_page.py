@@ -137,6 +137,19 @@ def test_a_cell_that_is_no_number_is_named(run: Path, tmp_path: Path) -> None:
         load_inputs(root)
 
 
+def test_a_run_of_rejection_sampling_shows_what_it_kept_in_the_place_of_rl(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    kept = {"prompts": 500, "sampled": 12500, "right": 4800, "distinct": 2100, "kept": 1234, "prompts_with_kept": 431}
+    looks = {"0": {"accuracy": 0.4, "tokens": 60.0, "tokens_correct": 55.0}}
+    (root / "reports/grpo.json").write_text(json.dumps(kept | {"heldout": looks}))
+    (root / "reports/curves/grpo.csv").write_text("step,train/loss\n1,0.5\n2,0.4\n")
+    shown = read(page.build_page(load_inputs(root), prompts=2)).text
+    assert "1234 answers" in shown
+    assert "right and distinct, of 12500 sampled; on 431 prompts" in shown
+    for word in ("Length reward", "Length against accuracy", "RL: rewards", "Reinforcement learning"):
+        assert word not in shown
+
+
 def test_length_reward_needs_a_look_at_its_start(run: Path, tmp_path: Path) -> None:
     root = copy(run, tmp_path)
     values = json.loads((root / "reports/grpo.json").read_text())

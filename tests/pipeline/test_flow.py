@@ -50,6 +50,22 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes(tmp_path: Pat
     assert ("b",) in names
 
 
+def test_a_terminated_flow_is_shown_as_ended(tmp_path: Path) -> None:
+    chain = make_chain(tmp_path / "toy")
+    shutil.copy(ROOT / "prefect.toml", chain)
+    (chain / "a.wait").touch()
+    flow = subprocess.Popen(FLOW, cwd=chain, env=environment(POSTTRAIN_TRACKING="on"), stderr=subprocess.PIPE)
+    assert wait_for((chain / "a.started").exists, 300.0)
+    flow.terminate()
+    _, said = flow.communicate(timeout=120.0)
+    assert flow.returncode == 143
+    assert "Stopped by SIGTERM" in said.decode()
+    assert not alive("stage.py a")
+    assert runs(chain) == {"chain": ["KILLED"], "a": ["KILLED"]}
+    states = rows(chain / ".prefect" / "prefect.db", "select state_type from flow_run")
+    assert states == [("CRASHED",)]
+
+
 def runs(chain: Path) -> dict[str, list[str]]:
     """Stage, or `chain` for parents -> the states of its runs in MLflow."""
     client = MlflowClient(f"sqlite:///{chain}/mlflow.db")
