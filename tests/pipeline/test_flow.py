@@ -18,11 +18,7 @@ FLOW = (sys.executable, "-m", "tests.pipeline.toy_flow")
 
 
 def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes(tmp_path: Path) -> None:
-    chain = make_chain(tmp_path / "toy")
-    shutil.copy(ROOT / "prefect.toml", chain)
-    (chain / "b.wait").touch()
-    flow = subprocess.Popen(FLOW, cwd=chain, env=environment(POSTTRAIN_TRACKING="on"), stdout=subprocess.DEVNULL)
-    assert wait_for((chain / "b.started").exists, 300.0)
+    chain, flow = flow_within(tmp_path, "b")
     assert alive("stage.py b models/a/text")
     flow.kill()
     flow.wait()
@@ -51,11 +47,7 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes(tmp_path: Pat
 
 
 def test_a_terminated_flow_is_shown_as_ended(tmp_path: Path) -> None:
-    chain = make_chain(tmp_path / "toy")
-    shutil.copy(ROOT / "prefect.toml", chain)
-    (chain / "a.wait").touch()
-    flow = subprocess.Popen(FLOW, cwd=chain, env=environment(POSTTRAIN_TRACKING="on"), stderr=subprocess.PIPE)
-    assert wait_for((chain / "a.started").exists, 300.0)
+    chain, flow = flow_within(tmp_path, "a")
     flow.terminate()
     _, said = flow.communicate(timeout=120.0)
     assert flow.returncode == 143
@@ -64,6 +56,22 @@ def test_a_terminated_flow_is_shown_as_ended(tmp_path: Path) -> None:
     assert runs(chain) == {"chain": ["KILLED"], "a": ["KILLED"]}
     states = rows(chain / ".prefect" / "prefect.db", "select state_type from flow_run")
     assert states == [("CRASHED",)]
+
+
+def flow_within(folder: Path, stage: str) -> tuple[Path, subprocess.Popen[bytes]]:
+    """A new toy chain, and a flow over it that waits inside a stage; its standard error is a pipe."""
+    chain = make_chain(folder / "toy")
+    shutil.copy(ROOT / "prefect.toml", chain)
+    (chain / f"{stage}.wait").touch()
+    flow = subprocess.Popen(
+        FLOW,
+        cwd=chain,
+        env=environment(POSTTRAIN_TRACKING="on"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert wait_for((chain / f"{stage}.started").exists, 300.0)
+    return chain, flow
 
 
 def runs(chain: Path) -> dict[str, list[str]]:
