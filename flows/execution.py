@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -26,7 +24,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.gates import GateFailed, check_gates
 from posttrain import tracking
 from posttrain.config import ConfigError, load_params
-from posttrain.errors import StageError, Terminated
+from posttrain.errors import StageError, Terminated, sigterm_raises
 from posttrain.guard import guarded, last_lines
 from posttrain.job import report_metrics, report_path
 from posttrain.progress import Display, model_table
@@ -142,11 +140,11 @@ def run_program(flow: Callable[[], None], *, stopped: str, interrupted: str) -> 
     SIGTERM unwinds the flow as Ctrl-C does: at Python's default it would end the process at once, and the server would
     show the run as running for ever.
     """
-    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        prepare()
-        with temporary_settings({PREFECT_API_URL: prefect_server()}):
-            flow()
+        with sigterm_raises():
+            prepare()
+            with temporary_settings({PREFECT_API_URL: prefect_server()}):
+                flow()
     except (StageError, ConfigError, GateFailed) as error:
         print(f"\n{stopped} {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -156,13 +154,7 @@ def run_program(flow: Callable[[], None], *, stopped: str, interrupted: str) -> 
     except KeyboardInterrupt:
         print(f"\nInterrupted; {interrupted}", file=sys.stderr)
         return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return 0
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 _SERVERS: list[subprocess.Popen[bytes]] = []

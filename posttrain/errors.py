@@ -6,6 +6,10 @@ posttrain.job turns each of them into a message on stderr, an exit code and `.wo
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
 from typing import ClassVar
 
 
@@ -35,3 +39,17 @@ class StageLockedError(StageError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised in the main thread, so that it takes the path of Ctrl-C."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated; at Python's default it would end the process without unwinding it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -21,17 +21,15 @@ import math
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from posttrain import system, tracking
 from posttrain.config import ConfigError, Params, load_params
-from posttrain.errors import StageError, StageLockedError, Terminated
+from posttrain.errors import StageError, StageLockedError, Terminated, sigterm_raises
 from posttrain.files import curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
 from posttrain.fingerprint import fingerprint
 from posttrain.records import DataError
@@ -231,7 +229,7 @@ def open_job(stage: str) -> Iterator[Job]:
             machine = system.load_system()
             system.apply_environment(machine)
             params = load_params()
-            _catch_sigterm(stack)
+            stack.enter_context(sigterm_raises())
             _take_lock(stage, stack)
             shutil.rmtree(WORK / "tmp" / stage, ignore_errors=True)
             tracker = tracking.start(stage, params, machine)
@@ -315,14 +313,6 @@ def lock_holder(stage: str) -> str | None:
         except BlockingIOError:
             return lock.read().strip() or "unknown"
     return None
-
-
-def _catch_sigterm(stack: contextlib.ExitStack) -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    stack.callback(signal.signal, signal.SIGTERM, previous)
 
 
 def _seed(seed: int) -> None:

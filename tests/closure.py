@@ -26,6 +26,7 @@ NEUTRAL = {
     "posttrain/errors.py": "messages",
     "posttrain/fingerprint.py": "where checkpoints lie",
     "posttrain/guard.py": "processes",
+    "posttrain/lean_imports.py": "how long a start takes",
     "posttrain/machine.py": "what this machine is",
     "posttrain/progress.py": "what a person sees",
     "posttrain/system.py": "what this machine is",
