@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from posttrain.config_align import Align
 from posttrain.config_fields import (
     ConfigError,
     Count,
@@ -254,22 +255,6 @@ class RewardModel(Section):
     epochs: Positive
     batch_pairs: Count
     centering: NonNegative
-
-
-class Align(Section):
-    method: Literal["dpo"]
-    rounds: Count
-    """The first on the pairs of stage `prefer`, each further one on fresh pairs of the policy itself."""
-    round_problems: Count
-    """Prompts from which a further round makes its pairs."""
-    beta: Positive
-    optimizer: Optimizer
-    epochs: Positive
-    batch_pairs: Count
-    sft_weight: NonNegative
-    """Weight of the chosen responses' mean negative log-likelihood, which keeps them likely."""
-    win_problems: Count
-    """Held-out prompts on which aligned and fused model are compared by the judge."""
 
 
 class Distill(Section):

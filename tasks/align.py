@@ -8,14 +8,19 @@ from pathlib import Path
 
 from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
 from posttrain.job import Job, open_job
+from posttrain.loops.heldout import describe
 from posttrain.loops.pairs import judged_win_rate, make_pairs
-from posttrain.loops.preference import run_dpo
+from posttrain.loops.preference import run_preference
+from posttrain.loops.preference_methods import METHODS as PREFERENCE_METHODS
 from posttrain.loops.rounds import Summary, run_rounds
 from posttrain.loops.sample import Sample, sample_policy
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score
 from posttrain.records import Pair, Problem, read_jsonl
 
-METHODS = {"dpo": run_dpo}
+PAIRS = Path("data/preferences/pairs.jsonl")
+
+METHODS = dict.fromkeys(PREFERENCE_METHODS, run_preference)
+"""What trains the policy, by `align.method.kind`."""
 
 
 def answers(job: Job, policy: Policy, problems: list[Problem]) -> list[list[Sample]]:
@@ -74,35 +79,38 @@ def main() -> None:
         heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)[: section.win_problems]
 
         def train(pairs: Sequence[Pair], number: int, done: int) -> Summary:
-            return METHODS[section.method](
+            return METHODS[section.method.kind](
                 policy,
                 pairs,
                 section=section,
                 engine=job.params.engine,
                 seed=job.seed + number,
                 log=lambda metrics, step: job.log(metrics, step=done + step),
+                note=lambda text: job.note(f"round {number}: {text}"),
                 checkpoints=job.checkpoints / f"round-{number}",
                 save_every=50,
+                file=PAIRS if number == 0 else None,
             )
 
         rounds = run_rounds(
             policy,
-            read_jsonl(Path("data/preferences/pairs.jsonl"), Pair),
+            read_jsonl(PAIRS, Pair),
             rounds=section.rounds,
             fresh=lambda number: fresh_pairs(job, policy, number),
             train=train,
             checkpoints=job.checkpoints / "rounds",
         )
-        ours = answers(job, policy, heldout)
-        win = judged_win_rate(ours, answers(job, before, heldout), seed=job.seed)
+        ours, theirs = answers(job, policy, heldout), answers(job, before, heldout)
+        win = judged_win_rate(ours, theirs, seed=job.seed)
         with job.publish(Path("models/align")) as folder:
             save_policy(policy, folder)
         job.note(f"win rate over the fused model {win['value']:.3f} [{win['low']:.3f}, {win['high']:.3f}]")
         job.report(
             {
-                "method": section.method,
+                "method": section.method.kind,
                 "win_rate": win,
                 "kl_sequence": divergence(policy, before, ours),
+                "samples": {"before": describe(theirs), "after": describe(ours)},
                 "rounds": rounds,
             }
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from posttrain.evals.intervals import resample
 from posttrain.evals.judge import PAIRINGS, Judged, win_rate
+from posttrain.loops.pair_inputs import is_empty
 from posttrain.loops.sample import Sample
 from posttrain.records import DataError, Pair
 
@@ -20,6 +21,12 @@ from posttrain.records import DataError, Pair
 def judged(sample: Sample) -> Judged:
     """A sample as the rule judge sees it."""
     return Judged(sample.correct, not sample.mixed, sample.tokens)
+
+
+def can_be_learnt(better: Sample, worse: Sample) -> bool:
+    """Whether the texts differ, both say something, and the better one has ended its turn."""
+    differ = better.text != worse.text and not is_empty(better.text) and not is_empty(worse.text)
+    return differ and better.rollout.finish == "stop"
 
 
 def make_pairs(
@@ -43,7 +50,7 @@ def make_pairs(
         candidates = [
             (margin, known[better], known[worse])
             for better, worse, margin in PAIRINGS[judge]([judged(sample) for sample in known])
-            if known[better].text != known[worse].text
+            if can_be_learnt(known[better], known[worse])
         ]
         candidates.sort(key=lambda item: -item[0])
         split = "heldout" if rng.random() < heldout_share else "train"

@@ -1,42 +1,54 @@
-"""Direct preference optimisation on pairs of responses (arXiv 2305.18290).
+"""Learning from pairs of responses, by any method of posttrain.loops.preference_methods.
 
-The reference is the policy at the start; its log-probabilities are computed once and kept. Watch the chosen responses'
-log-probability: it may fall while the margin grows, which a weight on their likelihood prevents.
+The reference is the policy at the start; its log-probabilities are computed once and kept. Watch those of the chosen
+responses: they may fall while the margin grows, which a weight on their likelihood prevents.
 
 Shapes: B pairs, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from posttrain import config
-from posttrain.chat.template import TURN_END, encode_text, render_prompt
+from posttrain import config, config_align
 from posttrain.engine.batching import micro_batches
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
-from posttrain.engine.distributed import rank, world_size
+from posttrain.engine.distributed import gather_objects, rank, world_size
 from posttrain.engine.policy import Policy, sequence_logprobs
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
+from posttrain.loops.pair_inputs import pair_ids, refuse_bad_pairs
+from posttrain.loops.preference_methods import METHODS, Method, PairTerms
+from posttrain.loops.reference import reference_sums
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length, response_mask, score
-from posttrain.losses.preference import dpo, log_ratio_margin
-from posttrain.records import Message, Pair
+from posttrain.losses.preference import kto_baseline
+from posttrain.records import Pair
+
+CHOSEN_FALL = 0.05
+"""Nats per token by which a batch's chosen responses may become less likely than at the start without a warning."""
+
+Responses = tuple[Response, Response]
+"""Two responses to one prompt: chosen and rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A pair in token ids, with the reference's log-probabilities of both responses (nats, summed over tokens)."""
+    """A pair in token ids, with the reference's log-probabilities (nats, summed over tokens)."""
 
     chosen: Response
     rejected: Response
     reference_chosen: float
     reference_rejected: float
+    mismatched: tuple[Response, ...]
+    """The prompt with two responses to another prompt; none where the method has no use for them."""
+    reference_mismatched: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,10 @@ class PairBatch:
     reference_rejected_B: Tensor
 
 
-def run_dpo(
+LossFn = Callable[[nn.Module, PairBatch], tuple[Tensor, dict[str, Tensor]]]
+
+
+def run_preference(
     policy: Policy,
     pairs: Sequence[Pair],
     *,
@@ -56,55 +71,130 @@ def run_dpo(
     engine: config.Engine,
     seed: int,
     log: Callable[[dict[str, float], int], None],
+    note: Callable[[str], None],
     checkpoints: Path,
     save_every: int,
+    file: Path | None,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> dict[str, float]:
     """Train `policy` in place on the `train` pairs; returns what the `heldout` pairs say afterwards.
 
-    Continues from the last checkpoint, with the result of a run that was never interrupted.
+    `file` is what the pairs were read from (None: made here), for the DataError that a bad one raises before anything
+    is trained. Continues from the last checkpoint, with the result of a run that was never interrupted.
     """
-    train = scored_pairs(policy, [p for p in pairs if p.split == "train"], micro_batch_tokens=micro_batch_tokens)
-    heldout = scored_pairs(policy, [p for p in pairs if p.split == "heldout"], micro_batch_tokens=micro_batch_tokens)
-    batches = epoch_batches(len(train), size=section.batch_pairs, epochs=section.epochs, seed=seed)
+    refuse_bad_pairs(pairs, policy.tokenizer, file=file)
+    ids = {name: [pair_ids(policy.tokenizer, p) for p in pairs if p.split == name] for name in ("train", "heldout")}
+    batches = epoch_batches(len(ids["train"]), size=section.batch_pairs, epochs=section.epochs, seed=seed)
     trainer = Trainer(policy.model, optimizer=section.optimizer, total_steps=len(batches), engine=engine, seed=seed)
+    scored = scored_pairs(
+        trainer.model,
+        ids,
+        mismatched=METHODS[section.method.kind].mismatched,
+        seed=seed,
+        file=checkpoints / "reference.json",
+        micro_batch_tokens=micro_batch_tokens,
+        note=note,
+    )
     if found := latest_checkpoint(checkpoints):
         trainer.load_state_dict(found[1]["trainer"])
+    warned = False
     for step in range(trainer.steps_done, len(batches)):
         clock = Clock()
-        chosen = [train[i] for i in batches[step]]
-        parts = make_pair_batches(
-            chosen[rank() :: world_size()], tokens=micro_batch_tokens, device=trainer.model.device
-        )
-        stats = trainer.step(parts, make_dpo_loss(chosen, beta=section.beta, sft_weight=section.sft_weight))
-        tokens = sum(response_length(pair.chosen) + response_length(pair.rejected) for pair in chosen)
-        measured = {"train/loss": stats.loss, "train/grad_norm": stats.grad_norm, "train/learning_rate": stats.lr}
-        log(measured | stats.metrics | clock.metrics(tokens=tokens), step + 1)
+        batch = [scored["train"][i] for i in batches[step]]
+        metrics = train_step(trainer, batch, numbers=section.method, micro_batch_tokens=micro_batch_tokens)
+        tokens = sum(response_length(pair.chosen) + response_length(pair.rejected) for pair in batch)
+        log(metrics | clock.metrics(tokens=tokens), step + 1)
+        if not warned and metrics["train/chosen_change"] < -CHOSEN_FALL:
+            warned = True
+            note(fall_warning(metrics["train/chosen_change"], step + 1))
         if (step + 1) % save_every == 0 and step + 1 < len(batches):
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
-    after = judge_pairs(trainer.model, heldout, beta=section.beta, micro_batch_tokens=micro_batch_tokens)
-    return {"steps": len(batches), "train_pairs": len(train), "heldout_pairs": len(heldout), **after}
+    after = judge_pairs(trainer.model, scored["heldout"], numbers=section.method, micro_batch_tokens=micro_batch_tokens)
+    counts = {f"{name}_pairs": len(some) for name, some in scored.items()}
+    return {"steps": len(batches), **counts, **after}
 
 
-def pair_ids(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> tuple[Response, Response]:
-    """Chosen and rejected response with their prompt: the ids that were sampled, or the text's where there are none."""
-    prompt = pair.prompt_ids or tuple(render_prompt(tokenizer, [Message("user", pair.prompt)], "think"))
-    chosen, rejected = (
-        ids or tuple(encode_text(tokenizer, text.removesuffix(TURN_END) + TURN_END))
-        for ids, text in ((pair.chosen_ids, pair.chosen), (pair.rejected_ids, pair.rejected))
+def fall_warning(change: float, step: int) -> str:
+    """For the person watching: `change` in nats per token."""
+    return (
+        f"warning: at step {step} the chosen responses are {-change:.3f} nats per token less likely than at the start "
+        f"of the round, more than {CHOSEN_FALL}; a larger sft_weight, a larger beta or a lower learning rate holds "
+        "them up"
     )
-    return (prompt, chosen), (prompt, rejected)
 
 
-def scored_pairs(policy: Policy, pairs: Sequence[Pair], *, micro_batch_tokens: int) -> list[Scored]:
-    """The pairs with the log-probabilities that `policy` gives them now."""
-    both = [pair_ids(policy.tokenizer, pair) for pair in pairs]
-    flat = [response for pair in both for response in pair]
-    sums = [float(s.sum()) for s in score(policy.model, flat, micro_batch_tokens=micro_batch_tokens, temperature=1.0)]
-    return [
-        Scored(chosen, rejected, of_chosen, of_rejected)
-        for (chosen, rejected), of_chosen, of_rejected in zip(both, sums[::2], sums[1::2], strict=True)
-    ]
+def train_step(
+    trainer: Trainer, pairs: Sequence[Scored], *, numbers: config_align.Method, micro_batch_tokens: int
+) -> dict[str, float]:
+    """One optimizer step on the batch `pairs`, of which each rank takes its share; the metrics of the whole batch."""
+    mine = pairs[rank() :: world_size()]
+    baseline = batch_baseline(trainer.model, mine, kind=numbers.kind, micro_batch_tokens=micro_batch_tokens)
+    parts = make_pair_batches(mine, tokens=micro_batch_tokens, device=trainer.model.device)
+    loss_fn = make_preference_loss(pairs, numbers=numbers, sft_weight=numbers.sft_weight, baseline=baseline)
+    stats = trainer.step(parts, loss_fn)
+    measured = {"train/loss": stats.loss, "train/grad_norm": stats.grad_norm, "train/learning_rate": stats.lr}
+    if METHODS[numbers.kind].mismatched:
+        measured["train/baseline"] = float(baseline)
+    return measured | stats.metrics
+
+
+def scored_pairs(
+    reference: PreTrainedModel,
+    ids: Mapping[str, Sequence[Responses]],
+    *,
+    mismatched: bool,
+    seed: int,
+    file: Path,
+    micro_batch_tokens: int,
+    note: Callable[[str], None],
+) -> dict[str, list[Scored]]:
+    """The pairs of each split with the log-probabilities that `reference` gives them."""
+    responses = {name: [response for pair in some for response in pair] for name, some in ids.items()}
+    others = {
+        f"{name}_mismatched": mismatched_responses(some, ids["train"], seed=seed) if mismatched else []
+        for name, some in ids.items()
+    }
+    sums = reference_sums(reference, responses | others, file=file, micro_batch_tokens=micro_batch_tokens, note=note)
+    return {
+        name: [
+            Scored(
+                chosen,
+                rejected,
+                sums[name][2 * i],
+                sums[name][2 * i + 1],
+                tuple(others[f"{name}_mismatched"][2 * i : 2 * i + 2]),
+                tuple(sums[f"{name}_mismatched"][2 * i : 2 * i + 2]),
+            )
+            for i, (chosen, rejected) in enumerate(some)
+        ]
+        for name, some in ids.items()
+    }
+
+
+def mismatched_responses(pairs: Sequence[Responses], others: Sequence[Responses], *, seed: int) -> list[Response]:
+    """Two per pair: its prompt with the responses of a pair of `others` that answers another prompt, drawn at random.
+
+    `others` must hold two prompts.
+    """
+    rng = random.Random(seed)
+    drawn: list[Response] = []
+    for (prompt, _), _ in pairs:
+        other = rng.choice(others)
+        while other[0][0] == prompt:
+            other = rng.choice(others)
+        drawn += [(prompt, response) for _, response in other]
+    return drawn
+
+
+def batch_baseline(model: PreTrainedModel, pairs: Sequence[Scored], *, kind: str, micro_batch_tokens: int) -> Tensor:
+    """z0 of kto under `model` as it is, for the batch of which `pairs` is this rank's share; 0 for other methods."""
+    if not METHODS[kind].mismatched:
+        return torch.zeros((), device=model.device)
+    responses = [response for pair in pairs for response in pair.mismatched]
+    reference = [value for pair in pairs for value in pair.reference_mismatched]
+    policy = score(model, responses, micro_batch_tokens=micro_batch_tokens, temperature=1.0)
+    mine = [float(row.sum()) - value for row, value in zip(policy, reference, strict=True)]
+    return kto_baseline(torch.tensor([x for part in gather_objects(mine) for x in part], device=model.device))
 
 
 def make_pair_batches(pairs: Sequence[Scored], *, tokens: int, device: torch.device) -> list[PairBatch]:
@@ -124,38 +214,54 @@ def collate_pairs(pairs: Sequence[Scored], device: torch.device) -> PairBatch:
     )
 
 
-def make_dpo_loss(
-    pairs: Sequence[Scored], *, beta: float, sft_weight: float
-) -> Callable[[nn.Module, PairBatch], tuple[Tensor, dict[str, Tensor]]]:
+def make_preference_loss(
+    pairs: Sequence[Scored], *, numbers: config_align.Method, sft_weight: float, baseline: Tensor
+) -> LossFn:
     """Loss and metrics of a micro-batch, as additive parts of those of the whole batch `pairs`."""
+    method, beta = METHODS[numbers.kind], numbers.beta
     count = len(pairs)
     chosen_tokens = sum(len(pair.chosen[1]) for pair in pairs)
 
     def loss_fn(model: nn.Module, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs_BT = sequence_logprobs(model, batch.ids_BT, batch.mask_BT, temperature=1.0)
         chosen_B, rejected_B = logprobs_BT.sum(1).chunk(2)
-        margin_B = log_ratio_margin(chosen_B, rejected_B, batch.reference_chosen_B, batch.reference_rejected_B)
-        loss = dpo(margin_B, beta=beta).sum() / count
+        terms = pair_terms(batch, chosen_B, rejected_B, baseline, method)
+        margin_B = terms.margin_B
+        loss = method.loss(terms, numbers).sum() / count
         likelihood = -chosen_B.sum() / chosen_tokens
         return loss + sft_weight * likelihood, {
             "reward/margin": beta * margin_B.sum() / count,
             "reward/pair_accuracy": (margin_B > 0).sum() / count,
-            "reward/chosen": beta * (chosen_B - batch.reference_chosen_B).sum() / count,
-            "reward/rejected": beta * (rejected_B - batch.reference_rejected_B).sum() / count,
+            "reward/chosen": beta * (terms.chosen_B - terms.reference_chosen_B).sum() / count,
+            "reward/rejected": beta * (terms.rejected_B - terms.reference_rejected_B).sum() / count,
             "train/logprob_chosen": chosen_B.sum() / count,
             "train/logprob_rejected": rejected_B.sum() / count,
+            "train/chosen_change": (chosen_B - batch.reference_chosen_B).sum() / chosen_tokens,
         }
 
     return loss_fn
 
 
+def pair_terms(batch: PairBatch, chosen_B: Tensor, rejected_B: Tensor, baseline: Tensor, method: Method) -> PairTerms:
+    """What `method` sees of a micro-batch, from the policy's sums over tokens."""
+    values = [chosen_B, rejected_B, batch.reference_chosen_B, batch.reference_rejected_B]
+    if not method.reference:
+        values[2:] = [torch.zeros_like(value) for value in values[2:]]
+    if method.per_token:
+        lengths_B = batch.mask_BT.sum(1).chunk(2)
+        values = [value / length_B for value, length_B in zip(values, lengths_B * 2, strict=True)]
+    policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B = values
+    return PairTerms(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B, baseline)
+
+
 def judge_pairs(
-    model: PreTrainedModel, pairs: Sequence[Scored], *, beta: float, micro_batch_tokens: int
+    model: PreTrainedModel, pairs: Sequence[Scored], *, numbers: config_align.Method, micro_batch_tokens: int
 ) -> dict[str, float]:
-    """Implied rewards of pairs that were not trained on; nothing where there are none."""
+    """Loss, implied rewards and log-probabilities of pairs not trained on, as `heldout_*`; nothing without pairs."""
     if not pairs:
         return {}
-    loss_fn = make_dpo_loss(pairs, beta=beta, sft_weight=0.0)
+    baseline = batch_baseline(model, pairs, kind=numbers.kind, micro_batch_tokens=micro_batch_tokens)
+    loss_fn = make_preference_loss(pairs, numbers=numbers, sft_weight=0.0, baseline=baseline)
     totals: dict[str, float] = {}
     for batch in make_pair_batches(pairs, tokens=micro_batch_tokens, device=model.device):
         with torch.no_grad():

@@ -27,7 +27,7 @@ from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
 from posttrain.evals.calibration import Forecast, ece
 from posttrain.loops.clock import Clock
-from posttrain.loops.preference import pair_ids
+from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length
 from posttrain.losses.preference import bradley_terry
 from posttrain.records import Pair

@@ -1,7 +1,9 @@
-"""Preference losses: one pure function each, of summed response log-probabilities (nats), one value per pair.
+"""Preference losses: one pure function each, of the log-probabilities of whole responses (nats), one value per pair.
 
 `policy` is being trained, `reference` is frozen; chosen and rejected are the two responses of a pair. With
 h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected), beta h is the implied reward margin.
+A log-probability is the sum over a response's tokens, or, where a name says mean or token, that sum per token. The
+two differ by the length, and so must beta: what is right for one is wrong by orders for the other.
 
 Shape: B pairs.
 """
@@ -23,8 +25,16 @@ def log_ratio_margin(
 
 
 def dpo(margin_B: Tensor, *, beta: float) -> Tensor:
-    """-log sigmoid(beta h) (arXiv 2305.18290, eq. 7). With h per token it is Tulu 3's length-normalised DPO."""
+    """-log sigmoid(beta h) (arXiv 2305.18290, eq. 7)."""
     return -logsigmoid(beta * margin_B)
+
+
+def dpo_norm(token_margin_B: Tensor, *, beta: float) -> Tensor:
+    """DPO of h per token, so that a long pair weighs no more than a short one (Tulu 3: arXiv 2411.15124).
+
+    Its beta is 10 to 100 times that of DPO; the paper's is 5.
+    """
+    return dpo(token_margin_B, beta=beta)
 
 
 def cdpo(margin_B: Tensor, *, beta: float, flip_rate: float) -> Tensor:
@@ -39,8 +49,16 @@ def robust_dpo(margin_B: Tensor, *, beta: float, flip_rate: float) -> Tensor:
 
 
 def ipo(margin_B: Tensor, *, beta: float) -> Tensor:
-    """(h - 1/(2 beta))^2 (arXiv 2310.12036, eq. 17): a finite goal; with h per token the scale differs by orders."""
+    """(h - 1/(2 beta))^2 (arXiv 2310.12036, eq. 17; beta is its tau): the margin has a finite goal."""
     return (margin_B - 1.0 / (2.0 * beta)).square()
+
+
+def ipo_norm(token_margin_B: Tensor, *, beta: float) -> Tensor:
+    """IPO of h per token, as TRL has it on the word of the paper's authors: the goal is a margin per token.
+
+    OpenRLHF takes sums: `ipo`. With one beta for both the losses differ by orders.
+    """
+    return ipo(token_margin_B, beta=beta)
 
 
 def simpo(chosen_mean_B: Tensor, rejected_mean_B: Tensor, *, beta: float, gamma: float) -> Tensor:
@@ -48,8 +66,13 @@ def simpo(chosen_mean_B: Tensor, rejected_mean_B: Tensor, *, beta: float, gamma:
     return -logsigmoid(beta * (chosen_mean_B - rejected_mean_B) - gamma)
 
 
+def orpo(chosen_mean_B: Tensor, rejected_mean_B: Tensor, *, beta: float) -> Tensor:
+    """NLL of the chosen response per token + beta * odds term, without a reference (arXiv 2403.07691, eq. 6)."""
+    return -chosen_mean_B + beta * orpo_odds(chosen_mean_B, rejected_mean_B)
+
+
 def orpo_odds(chosen_mean_B: Tensor, rejected_mean_B: Tensor) -> Tensor:
-    """-log sigmoid(log odds ratio) of mean log-probabilities (arXiv 2403.07691, eq. 7); NLL is added outside."""
+    """-log sigmoid(log odds ratio) of mean log-probabilities (arXiv 2403.07691, eq. 7)."""
     chosen_B, rejected_B = chosen_mean_B.clamp(max=-1e-6), rejected_mean_B.clamp(max=-1e-6)
     return -logsigmoid((chosen_B - rejected_B) - (_log1mexp(chosen_B) - _log1mexp(rejected_B)))
 
@@ -67,10 +90,19 @@ def kto_baseline(mismatched_log_ratio_B: Tensor) -> Tensor:
     return mismatched_log_ratio_B.detach().mean().clamp(min=0.0)
 
 
-def kto(log_ratio_B: Tensor, desirable_B: Tensor, baseline: Tensor, *, beta: float) -> Tensor:
-    """1 - sigmoid(+-beta (log-ratio - z0)) of unpaired responses (arXiv 2402.01306, eq. 8), equal class weights."""
+def kto(
+    log_ratio_B: Tensor,
+    desirable_B: Tensor,
+    baseline: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> Tensor:
+    """weight (1 - sigmoid(+-beta (log-ratio - z0))) of unpaired responses (arXiv 2402.01306, eq. 8)."""
     sign_B = torch.where(desirable_B, 1.0, -1.0)
-    return 1.0 - torch.sigmoid(beta * sign_B * (log_ratio_B - baseline))
+    weight_B = torch.where(desirable_B, desirable_weight, undesirable_weight)
+    return weight_B * (1.0 - torch.sigmoid(beta * sign_B * (log_ratio_B - baseline)))
 
 
 def bradley_terry(chosen_B: Tensor, rejected_B: Tensor, *, centering: float) -> Tensor:

@@ -19,7 +19,7 @@ from posttrain.engine.policy import Policy, load_policy, save_policy
 from posttrain.engine.rollout import make_engine
 from posttrain.errors import StageError
 from posttrain.loops.pairs import make_pairs
-from posttrain.loops.preference import run_dpo
+from posttrain.loops.preference import run_preference
 from posttrain.loops.rft import trained_on
 from posttrain.loops.rl import run_rl
 from posttrain.loops.sample import Sample, sample_problems
@@ -128,15 +128,17 @@ def preferred(bench: Bench, samples: Sequence[Sequence[Sample]]) -> Policy:
         heldout_share=0.0,
         seed=bench.seed,
     )
-    run_dpo(
+    run_preference(
         policy,
         pairs,
         section=dpo_section(bench.params.align, section),
         engine=bench.params.engine,
         seed=bench.seed,
         log=bench.log,
+        note=print,
         checkpoints=bench.work / "dpo",
         save_every=SAVE_EVERY,
+        file=None,
     )
     return policy
 

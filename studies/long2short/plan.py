@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from posttrain import config_align
 from posttrain.config import (
     Align,
     Count,
@@ -122,5 +123,6 @@ def short_section(grpo: Rl, rl: ShortRl) -> Rl:
 
 def dpo_section(align: Align, dpo: Dpo) -> Align:
     """Stage align's section for plain DPO."""
-    names = ("beta", "sft_weight", "epochs", "batch_pairs", "optimizer")
-    return align.model_copy(update={"method": "dpo"} | {name: getattr(dpo, name) for name in names})
+    method = config_align.Dpo(kind="dpo", beta=dpo.beta, sft_weight=dpo.sft_weight)
+    names = ("epochs", "batch_pairs", "optimizer")
+    return align.model_copy(update={"method": method} | {name: getattr(dpo, name) for name in names})

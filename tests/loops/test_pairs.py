@@ -54,3 +54,12 @@ def test_equal_texts_make_no_pair_and_too_few_prompts_are_an_error():
         pairs_of(same)
     with pytest.raises(DataError, match="1 of 2 prompts gave a pair, wanted at least 2"):
         pairs_of([GROUPS[0], [made(30, status="wrong", problem=OTHER)]])
+
+
+def test_what_says_nothing_is_in_no_pair_and_what_broke_off_is_not_chosen():
+    """Though the rule would prefer either to longer wrong answers."""
+    empty = dataclasses.replace(made(1, status="wrong"), text="<|im_end|>")
+    broken = [made(tokens, status="wrong", finish="length") for tokens in (50, 300)]
+    whole = [made(tokens, status="wrong") for tokens in (70, 90)]
+    groups = [[empty, *broken, *whole], GROUPS[1]]
+    assert lengths(pairs_of(groups, judge="rule")) == [(70, 300), (90, 300), (70, 90), (10, 20)]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from posttrain.loops.pairs import make_pairs
-from posttrain.loops.preference import run_dpo
+from posttrain.loops.preference import run_preference
+from posttrain.loops.preference_methods import METHODS
 from posttrain.loops.rounds import run_rounds
 from posttrain.loops.sample import sample_policy
 from posttrain.system import System
@@ -12,8 +13,8 @@ from tests.loops.test_preference import pairs, section
 from tests.loops.toy import ENGINE, GENERATION, PROBLEMS, Journal, same_weights, start_policy, weights_of
 
 
-def learn(folder, *, stop_in: int | None = None, rounds: int = 3):
-    """Rounds of DPO on the toy policy's own answers; interrupted within round `stop_in`."""
+def learn(folder, *, kind: str = "dpo", stop_in: int | None = None, rounds: int = 3):
+    """Rounds of a preference method on the toy policy's own answers; interrupted within round `stop_in`."""
     policy = start_policy()
     seen: list[tuple[int, torch.Tensor]] = []
 
@@ -26,10 +27,10 @@ def learn(folder, *, stop_in: int | None = None, rounds: int = 3):
         return make_pairs(groups, judge="rule", per_problem=4, flip_rate=0.0, heldout_share=0.0, seed=number)
 
     def train(given, number: int, done: int):
-        return run_dpo(
-            policy, given, section=section(epochs=1.0), engine=ENGINE, seed=number,
-            log=Journal(stop_after=1 if number == stop_in else None), checkpoints=folder / f"round-{number}",
-            save_every=1,
+        return run_preference(
+            policy, given, section=section(kind, epochs=1.0), engine=ENGINE, seed=number,
+            log=Journal(stop_after=1 if number == stop_in else None), note=print, file=None,
+            checkpoints=folder / f"round-{number}", save_every=1,
         )  # fmt: skip
 
     summaries = run_rounds(policy, pairs(), rounds=rounds, fresh=fresh, train=train, checkpoints=folder / "rounds")
@@ -45,6 +46,13 @@ def test_each_further_round_samples_from_the_policy_just_trained(tmp_path):
     assert len(summaries) == 3 and all(summary["steps"] >= 1 for summary in summaries)
 
 
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_goes_on_with_its_own_pairs(tmp_path, kind):
+    _, summaries, seen = learn(tmp_path, kind=kind, rounds=2)
+    assert [number for number, _ in seen] == [1] and len(summaries) == 2
+    assert all(summary["steps"] >= 1 for summary in summaries)
+
+
 def test_interrupted_in_a_later_round_is_uninterrupted(tmp_path):
     whole, summaries, _ = learn(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -58,8 +66,8 @@ def test_interrupted_in_a_later_round_is_uninterrupted(tmp_path):
 def test_one_round_is_the_off_policy_method(tmp_path):
     policy, summaries, seen = learn(tmp_path, rounds=1)
     alone = start_policy()
-    summary = run_dpo(
-        alone, pairs(), section=section(epochs=1.0), engine=ENGINE, seed=0, log=Journal(),
+    summary = run_preference(
+        alone, pairs(), section=section(epochs=1.0), engine=ENGINE, seed=0, log=Journal(), note=print, file=None,
         checkpoints=tmp_path / "alone", save_every=50,
     )  # fmt: skip
     assert seen == [] and summaries == [summary]

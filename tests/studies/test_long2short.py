@@ -33,7 +33,8 @@ def test_the_rl_arm_differs_from_it_by_the_length_term_and_the_limit():
     assert set(short.rewards) - set(long.rewards) == {"length"}
     assert (short.rewards["length"].start, short.rewards["length"].ramp) == (0, 0)
     assert short.generation.max_new_tokens < long.generation.max_new_tokens
-    assert dpo_section(PARAMS.align, study.dpo).beta == study.dpo.beta
+    method = dpo_section(PARAMS.align, study.dpo).method
+    assert (method.kind, method.beta, method.sft_weight) == ("dpo", study.dpo.beta, study.dpo.sft_weight)
 
 
 @pytest.mark.parametrize(
