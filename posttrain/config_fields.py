@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Scalar = int | float | bool | str
+
+
+def _as_mapping(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Word = BeforeValidator(_as_mapping)
+"""`none` is short for `{kind: none}`."""
 
 
 class ConfigError(ValueError):

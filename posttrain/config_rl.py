@@ -7,22 +7,24 @@ other are refused here, before anything runs. What each choice does stands in po
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from posttrain.config_fields import ConfigError, Count, Fraction, Generation, NonNegative, Optimizer, Positive, Section
+from posttrain.config_fields import (
+    ConfigError,
+    Count,
+    Fraction,
+    Generation,
+    NonNegative,
+    Optimizer,
+    Positive,
+    Section,
+    Word,
+)
 
 GROUP_BASELINES = ("group_mean", "leave_one_out")
 """Baselines that compare a sample with the others of its prompt."""
-
-
-def _as_mapping(value: Any) -> Any:
-    """`none` is short for `{kind: none}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-_Word = BeforeValidator(_as_mapping)
 
 
 class Schedule(Section):
@@ -40,7 +42,7 @@ class SampleBaseline(Section):
 
 
 class ValueBaseline(Section):
-    """A value network of its own (PPO), which starts as the policy's body with a new scalar head."""
+    """A value network of its own (PPO)."""
 
     kind: Literal["value"]
     gamma: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -52,6 +54,8 @@ class ValueBaseline(Section):
     """Learning rate of the value network, in units of optimizer.lr."""
     warmup_steps: Annotated[int, Field(ge=0)]
     """Steps at the start in which the value network trains alone."""
+    reward_model: str | None
+    """Folder of the reward model that the value network starts as; null: the policy's body with a new scalar head."""
 
 
 class OutcomeCredit(Section):
@@ -134,7 +138,7 @@ class ReferenceKL(Section):
     estimator: Literal["k1", "k2", "k3", "k3_corrected"]
     coefficient: Positive
     """At the first step, where the controller is adaptive."""
-    controller: Annotated[FixedKL | AdaptiveKL, Field(discriminator="kind"), _Word]
+    controller: Annotated[FixedKL | AdaptiveKL, Field(discriminator="kind"), Word]
     reset_reference: Annotated[int, Field(ge=0)]
     """Steps after which the policy becomes the reference, again and again; 0: never."""
 
@@ -180,18 +184,18 @@ class TruncationReward(Section):
 class Objective(Section):
     """One choice per axis (design: RL is one loop)."""
 
-    baseline: Annotated[SampleBaseline | ValueBaseline, Field(discriminator="kind"), _Word]
+    baseline: Annotated[SampleBaseline | ValueBaseline, Field(discriminator="kind"), Word]
     scale: Literal["none", "group_std", "batch_std", "whiten"]
     """whiten: mean 0 and standard deviation 1 over all trained tokens of the step."""
-    credit: Annotated[OutcomeCredit | ProcessCredit, Field(discriminator="kind"), _Word]
+    credit: Annotated[OutcomeCredit | ProcessCredit, Field(discriminator="kind"), Word]
     ratio: Literal["token", "sequence", "none"]
-    clip: Annotated[NoClip | PpoClip | DualClip | CispoClip, Field(discriminator="kind"), _Word]
-    surrogate: Annotated[PlainSurrogate | SquaredLogRatio, Field(discriminator="kind"), _Word]
+    clip: Annotated[NoClip | PpoClip | DualClip | CispoClip, Field(discriminator="kind"), Word]
+    surrogate: Annotated[PlainSurrogate | SquaredLogRatio, Field(discriminator="kind"), Word]
     aggregate: Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
-    kl: Annotated[NoKL | ReferenceKL, Field(discriminator="kind"), _Word]
-    correction: Annotated[NoCorrection | SamplerCorrection, Field(discriminator="kind"), _Word]
-    groups: Annotated[AllGroups | DroppedGroups, Field(discriminator="kind"), _Word]
-    truncated: Annotated[PlainTruncation | TruncationPenalty | TruncationReward, Field(discriminator="kind"), _Word]
+    kl: Annotated[NoKL | ReferenceKL, Field(discriminator="kind"), Word]
+    correction: Annotated[NoCorrection | SamplerCorrection, Field(discriminator="kind"), Word]
+    groups: Annotated[AllGroups | DroppedGroups, Field(discriminator="kind"), Word]
+    truncated: Annotated[PlainTruncation | TruncationPenalty | TruncationReward, Field(discriminator="kind"), Word]
     """Responses that did not end their turn; mask: they count in the baseline, and in neither loss nor denominators."""
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
 from posttrain.job import Job, open_job
-from posttrain.loops.pairs import judged_win_rate, make_pairs
+from posttrain.loops.judges import preference_pairs
+from posttrain.loops.pairs import judged_win_rate
 from posttrain.loops.preference import run_dpo
 from posttrain.loops.rounds import Summary, run_rounds
 from posttrain.loops.sample import Sample, sample_policy
@@ -46,13 +47,8 @@ def fresh_pairs(job: Job, policy: Policy, number: int) -> list[Pair]:
         engine=job.params.engine,
         machine=job.system,
     )
-    return make_pairs(
-        groups,
-        judge=section.judge,
-        per_problem=section.max_pairs_per_problem,
-        flip_rate=section.flip_rate,
-        heldout_share=section.heldout_share,
-        seed=job.seed + number,
+    return preference_pairs(
+        groups, policy, section=section, precision=job.params.engine.precision, seed=job.seed + number
     )
 
 

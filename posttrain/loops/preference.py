@@ -14,19 +14,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.chat.template import TURN_END, encode_text, render_prompt
 from posttrain.engine.batching import micro_batches
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy, sequence_logprobs
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
+from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length, response_mask, score
 from posttrain.losses.preference import dpo, log_ratio_margin
-from posttrain.records import Message, Pair
+from posttrain.records import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +84,6 @@ def run_dpo(
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
     after = judge_pairs(trainer.model, heldout, beta=section.beta, micro_batch_tokens=micro_batch_tokens)
     return {"steps": len(batches), "train_pairs": len(train), "heldout_pairs": len(heldout), **after}
-
-
-def pair_ids(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> tuple[Response, Response]:
-    """Chosen and rejected response with their prompt: the ids that were sampled, or the text's where there are none."""
-    prompt = pair.prompt_ids or tuple(render_prompt(tokenizer, [Message("user", pair.prompt)], "think"))
-    chosen, rejected = (
-        ids or tuple(encode_text(tokenizer, text.removesuffix(TURN_END) + TURN_END))
-        for ids, text in ((pair.chosen_ids, pair.chosen), (pair.rejected_ids, pair.rejected))
-    )
-    return (prompt, chosen), (prompt, rejected)
 
 
 def scored_pairs(policy: Policy, pairs: Sequence[Pair], *, micro_batch_tokens: int) -> list[Scored]:

@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from posttrain.loops.pairs import make_pairs
+from posttrain.evals.annotators import AS_JUDGED
+from posttrain.loops.pairs import make_pairs, rule_judge
 from posttrain.loops.preference import run_dpo
 from posttrain.loops.rounds import run_rounds
 from posttrain.loops.sample import sample_policy
@@ -23,7 +24,9 @@ def learn(folder, *, stop_in: int | None = None, rounds: int = 3):
             policy, PROBLEMS, mode="think", samples=8, generation=GENERATION, seed=number, engine=ENGINE,
             machine=System(),
         )  # fmt: skip
-        return make_pairs(groups, judge="rule", per_problem=4, flip_rate=0.0, heldout_share=0.0, seed=number)
+        return make_pairs(
+            groups, judge=rule_judge("rule"), annotate=AS_JUDGED, per_problem=4, heldout_share=0.0, seed=number
+        )
 
     def train(given, number: int, done: int):
         return run_dpo(
