@@ -20,12 +20,12 @@ from posttrain.config_fields import (
     Count,
     Fraction,
     Generation,
-    NonNegative,
     Optimizer,
     Positive,
     Scalar,
     Section,
 )
+from posttrain.config_preference import FileJudge, Prefer, RewardModel
 from posttrain.config_rl import Rl
 
 Parsed = TypeVar("Parsed", bound=Section)
@@ -238,25 +238,6 @@ class Fuse(Section):
     """Share of training examples that answer without thinking."""
 
 
-class Prefer(Section):
-    problems: Count
-    samples: Count
-    generation: Generation
-    judge: Literal["rule", "shortest"]
-    """`rule`: the judge's taste; `shortest`: the shortest right answer over long ones (long to short)."""
-    flip_rate: Annotated[float, Field(ge=0.0, lt=0.5)]
-    """Label noise: share of pairs whose order is swapped."""
-    heldout_share: Fraction
-    max_pairs_per_problem: Count
-
-
-class RewardModel(Section):
-    optimizer: Optimizer
-    epochs: Positive
-    batch_pairs: Count
-    centering: NonNegative
-
-
 class Distill(Section):
     problems: Count
     samples: Count
@@ -331,6 +312,14 @@ class Params(Section):
     report: Report
     gates: tuple[Floor, ...]
 
+    @model_validator(mode="after")
+    def fresh_pairs_have_a_judge(self) -> Params:
+        if isinstance(self.prefer.judge, FileJudge) and self.align.rounds > 1:
+            raise ConfigError(
+                f"align.rounds: got {self.align.rounds}, wanted 1: with prefer.judge 'file' nobody judges fresh pairs"
+            )
+        return self
+
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """The validated parameters; raises ConfigError with every wrong field named."""
@@ -376,7 +365,7 @@ def _explain(item: Any, where: str) -> str:
     if kind == "union_tag_invalid":
         return f"{where}: {name}: got {item['ctx']['tag']!r}; wanted: one of {item['ctx']['expected_tags']}"
     if kind == "value_error":  # raised by a section's own check, which says what it got
-        return f"{where}: {name}: {item['ctx']['error']}"
+        return ": ".join(part for part in (where, name, str(item["ctx"]["error"])) if part)
     hint = ""
     if isinstance(item["input"], str) and kind in ("float_type", "int_type"):
         try:

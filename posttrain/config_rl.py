@@ -42,7 +42,7 @@ class SampleBaseline(Section):
 
 
 class ValueBaseline(Section):
-    """A value network of its own (PPO), which starts as the policy's body with a new scalar head."""
+    """A value network of its own (PPO)."""
 
     kind: Literal["value"]
     gamma: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -54,6 +54,8 @@ class ValueBaseline(Section):
     """Learning rate of the value network, in units of optimizer.lr."""
     warmup_steps: Annotated[int, Field(ge=0)]
     """Steps at the start in which the value network trains alone."""
+    reward_model: str | None
+    """Folder of the reward model that the value network starts as; null: the policy's body with a new scalar head."""
 
 
 class OutcomeCredit(Section):

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 IGNORED = {"__pycache__"}
+_TEMPLATE = re.compile(r"\$\{([\w.]+)\}")
 
 
 def stage_definition(name: str) -> dict[str, Any]:
     """The entry of a stage in its dvc.yaml; `evaluate@sft` is the entry `evaluate` with its item filled in.
+
+    A dependency may name a parameter, `models/${prefer.model}`, which DVC fills in from the params.yaml beside it.
 
     A study's stage is named by its folder, which has a dvc.yaml of its own: `studies/objectives@grpo` is the entry
     `objectives` of studies/objectives/dvc.yaml. Paths are the root's there too (`wdir`).
@@ -27,11 +32,18 @@ def stage_definition(name: str) -> dict[str, Any]:
     folder = Path(base) if "/" in base else Path()
     stages: dict[str, Any] = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     entry: dict[str, Any] = stages[Path(base).name]
-    if "foreach" not in entry:
-        return entry
-    items = entry["foreach"]
-    values = items[item] if isinstance(items, dict) else item
-    return {key: _fill(value, item, values) for key, value in entry["do"].items()}
+    if "foreach" in entry:
+        items = entry["foreach"]
+        values = items[item] if isinstance(items, dict) else item
+        entry = {key: _fill(value, item, values) for key, value in entry["do"].items()}
+    if any("${" in dep for dep in entry.get("deps", [])):
+        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        entry = entry | {"deps": [_TEMPLATE.sub(partial(_parameter, params), dep) for dep in entry["deps"]]}
+    return entry
+
+
+def _parameter(params: Any, found: re.Match[str]) -> str:
+    return str(_lookup(params, found[1]))
 
 
 def _fill(value: Any, key: str, item: Any) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
 from posttrain.job import Job, open_job
 from posttrain.loops.heldout import describe
-from posttrain.loops.pairs import judged_win_rate, make_pairs
+from posttrain.loops.judges import preference_pairs
+from posttrain.loops.pairs import judged_win_rate
 from posttrain.loops.preference import run_preference
 from posttrain.loops.preference_methods import METHODS as PREFERENCE_METHODS
 from posttrain.loops.rounds import Summary, run_rounds
@@ -51,13 +52,8 @@ def fresh_pairs(job: Job, policy: Policy, number: int) -> list[Pair]:
         engine=job.params.engine,
         machine=job.system,
     )
-    return make_pairs(
-        groups,
-        judge=section.judge,
-        per_problem=section.max_pairs_per_problem,
-        flip_rate=section.flip_rate,
-        heldout_share=section.heldout_share,
-        seed=job.seed + number,
+    return preference_pairs(
+        groups, policy, section=section, precision=job.params.engine.precision, seed=job.seed + number
     )
 
 
@@ -89,7 +85,7 @@ def main() -> None:
                 note=lambda text: job.note(f"round {number}: {text}"),
                 checkpoints=job.checkpoints / f"round-{number}",
                 save_every=50,
-                file=PAIRS if number == 0 else None,
+                source=str(PAIRS) if number == 0 else f"round {number}",
             )
 
         rounds = run_rounds(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from posttrain.engine.policy import Policy, load_policy, save_policy
 from posttrain.job import open_job
-from posttrain.loops.reward_model import run_reward_model
+from posttrain.loops.pairs import check_pairs
+from posttrain.loops.reward_model import TOO_MANY_EPOCHS, run_reward_model
 from posttrain.records import Pair, read_jsonl
 
 
@@ -14,8 +15,10 @@ def main() -> None:
     with open_job("reward_model") as job:
         section = job.params.reward_model
         policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
-        pairs = read_jsonl(Path("data/preferences/pairs.jsonl"), Pair)
-        if section.epochs > 1:
+        path = Path("data/preferences/pairs.jsonl")
+        pairs = read_jsonl(path, Pair)
+        check_pairs(pairs, str(path))
+        if section.epochs > TOO_MANY_EPOCHS:
             job.note(f"warning: {section.epochs:g} epochs; a reward model overfits its pairs within one or two")
         model, summary = run_reward_model(
             policy,

@@ -17,7 +17,15 @@ from posttrain.profiles import merge
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
-VALUE = {"kind": "value", "gamma": 1.0, "lam": 0.95, "clip": 0.2, "lr_scale": 3.0, "warmup_steps": 3}
+VALUE = {
+    "kind": "value",
+    "gamma": 1.0,
+    "lam": 0.95,
+    "clip": 0.2,
+    "lr_scale": 3.0,
+    "warmup_steps": 3,
+    "reward_model": None,
+}
 IN_REWARD = {"kind": "in_reward", "estimator": "k1", "coefficient": 0.05, "controller": "fixed", "reset_reference": 0}
 DROP = {"kind": "drop_constant", "refills": 3}
 PROCESS = {"kind": "process", "steps": "checker", "outcome": 0.0}

@@ -24,7 +24,8 @@ from posttrain.engine.distributed import gather_objects, rank, world_size
 from posttrain.engine.policy import Policy, sequence_logprobs
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
-from posttrain.loops.pair_inputs import pair_ids, refuse_bad_pairs
+from posttrain.loops.pair_inputs import pair_ids
+from posttrain.loops.pairs import check_pairs
 from posttrain.loops.preference_methods import METHODS, Method, PairTerms
 from posttrain.loops.reference import reference_sums
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length, response_mask, score
@@ -74,15 +75,16 @@ def run_preference(
     note: Callable[[str], None],
     checkpoints: Path,
     save_every: int,
-    file: Path | None,
+    source: str,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> dict[str, float]:
     """Train `policy` in place on the `train` pairs; returns what the `heldout` pairs say afterwards.
 
-    `file` is what the pairs were read from (None: made here), for the DataError that a bad one raises before anything
-    is trained. Continues from the last checkpoint, with the result of a run that was never interrupted.
+    `source` names the pairs in the DataError that a bad one raises before anything is trained: the file that they were
+    read from, or what made them. Continues from the last checkpoint, with the result of a run that was never
+    interrupted.
     """
-    refuse_bad_pairs(pairs, policy.tokenizer, file=file)
+    check_pairs(pairs, source)
     ids = {name: [pair_ids(policy.tokenizer, p) for p in pairs if p.split == name] for name in ("train", "heldout")}
     batches = epoch_batches(len(ids["train"]), size=section.batch_pairs, epochs=section.epochs, seed=seed)
     trainer = Trainer(policy.model, optimizer=section.optimizer, total_steps=len(batches), engine=engine, seed=seed)

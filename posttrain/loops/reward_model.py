@@ -1,14 +1,13 @@
 """A Bradley-Terry reward model: the policy's body with a scalar head on the last token of the response.
 
-Saved, it is an ordinary sequence classifier with one label. Its held-out accuracy is reported by length gap too, as
-length is the commonest shortcut. What it learns is a difference: the level is fixed by centering alone.
+Saved, it is an ordinary sequence classifier with one label. What it learns is a difference: the level is fixed by
+centering alone. How good it is stands in posttrain.evals.pair_quality.
 
 Shapes: B pairs, T tokens, C width.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,34 +18,33 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.engine.batching import micro_batches, pad
+from posttrain.engine.batching import micro_batches
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy
 from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
-from posttrain.evals.calibration import Forecast, ece
+from posttrain.evals.pair_quality import Compared, pair_quality
 from posttrain.loops.clock import Clock
 from posttrain.loops.pair_inputs import pair_ids
+from posttrain.loops.reward_scores import ScoreBatch, make_score_batch, scores
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length
 from posttrain.losses.preference import bradley_terry
 from posttrain.records import Pair
 
-CALIBRATION_BINS = 20
-"""Over [0, 1], of which confidences fill the upper half."""
-SIMILAR = 0.1
-"""Responses whose lengths differ by at most this share of the longer one count as equally long."""
+TOO_MANY_EPOCHS = 1.0
+"""Beyond it a reward model learns its pairs by heart: training accuracy rises and held-out accuracy does not."""
 
 Responses = tuple[Response, Response]
 """Chosen and rejected."""
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreBatch:
-    ids_BT: Tensor
-    """2B rows: the chosen responses, then the rejected ones."""
-    last_B: Tensor
-    """Position of each row's last real token."""
+class RewardBatch:
+    responses: ScoreBatch
+    """2B rows: the chosen ones, then the rejected ones."""
+    margin_B: Tensor
+    """By how much each chosen response has to be ahead, in reward."""
 
 
 def run_reward_model(
@@ -61,9 +59,11 @@ def run_reward_model(
     save_every: int,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The reward model trained on the `train` pairs, and its quality on the `heldout` ones."""
-    train = [pair_ids(policy.tokenizer, pair) for pair in pairs if pair.split == "train"]
-    heldout = [pair_ids(policy.tokenizer, pair) for pair in pairs if pair.split == "heldout"]
+    """The reward model trained on the `train` pairs, and its quality on these and on the `heldout` ones."""
+    sides = {name: [pair for pair in pairs if pair.split == name] for name in ("train", "heldout")}
+    train = [
+        (pair_ids(policy.tokenizer, pair), required_margin(pair, scale=section.margin_scale)) for pair in sides["train"]
+    ]
     model = with_scalar_head(policy.model, seed=seed)
     batches = epoch_batches(len(train), size=section.batch_pairs, epochs=section.epochs, seed=seed)
     trainer = Trainer(model, optimizer=section.optimizer, total_steps=len(batches), engine=engine, seed=seed)
@@ -72,49 +72,57 @@ def run_reward_model(
     for step in range(trainer.steps_done, len(batches)):
         clock = Clock()
         chosen = [train[i] for i in batches[step]]
-        parts = make_score_batches(chosen[rank() :: world_size()], tokens=micro_batch_tokens, device=model.device)
+        parts = make_reward_batches(chosen[rank() :: world_size()], tokens=micro_batch_tokens, device=model.device)
         stats = trainer.step(parts, make_reward_loss(len(chosen), centering=section.centering))
         measured = {"train/loss": stats.loss, "train/grad_norm": stats.grad_norm, "train/learning_rate": stats.lr}
-        tokens = sum(response_length(response) for pair in chosen for response in pair)
+        tokens = sum(response_length(response) for pair, _ in chosen for response in pair)
         log(measured | stats.metrics | clock.metrics(tokens=tokens), step + 1)
         if (step + 1) % save_every == 0 and step + 1 < len(batches):
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
     quality = {
-        name: pair_quality(margins(model, some, micro_batch_tokens=micro_batch_tokens), length_gaps(some))
-        for name, some in (("train", train), ("heldout", heldout))
+        name: pair_quality(compare(model, policy, some, micro_batch_tokens=micro_batch_tokens), seed=seed)
+        for name, some in sides.items()
         if some
     }
-    return model, {"steps": len(batches), "train_pairs": len(train), "heldout_pairs": len(heldout), **quality}
+    return model, {"steps": len(batches), **{f"{name}_pairs": len(some) for name, some in sides.items()}, **quality}
 
 
-def scores(model: nn.Module, batch: ScoreBatch) -> Tensor:
-    """Rewards (rows,) in fp32, read at the last token of each response."""
-    body, head = model.get_submodule(str(model.base_model_prefix)), model.get_submodule("score")
-    hidden_BTC = body(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    rows_B = torch.arange(len(batch.last_B), device=batch.last_B.device)
-    rewards_B: Tensor = head(hidden_BTC[rows_B, batch.last_B]).float()[:, 0]
-    return rewards_B
+def required_margin(pair: Pair, *, scale: float) -> float:
+    """What a label of this strength asks for. That noise flipped it is nothing a labeller would know: no sign."""
+    return scale * abs(pair.margin)
 
 
-def make_score_batches(pairs: Sequence[Responses], *, tokens: int, device: torch.device) -> list[ScoreBatch]:
-    """Micro-batches of like lengths, each of at most `tokens` padded tokens."""
-    lengths = [2 * max(response_length(response) for response in pair) for pair in pairs]
-    batches = []
-    for group in micro_batches(lengths, tokens=tokens):
-        rows = [prompt + response for side in (0, 1) for prompt, response in (pairs[i][side] for i in group)]
-        ids_BT, mask_BT = pad(rows)
-        batches.append(ScoreBatch(ids_BT.to(device), (mask_BT.sum(1) - 1).to(device)))
-    return batches
+def make_reward_batches(
+    pairs: Sequence[tuple[Responses, float]], *, tokens: int, device: torch.device
+) -> list[RewardBatch]:
+    """Micro-batches of like lengths, each of at most `tokens` padded tokens; pairs come with their required margin."""
+    return [
+        RewardBatch(
+            _score_batch([pairs[i][0] for i in group], device),
+            torch.tensor([pairs[i][1] for i in group], device=device),
+        )
+        for group in micro_batches([_padded(pair) for pair, _ in pairs], tokens=tokens)
+    ]
+
+
+def _padded(pair: Responses) -> int:
+    return 2 * max(response_length(response) for response in pair)
+
+
+def _score_batch(pairs: Sequence[Responses], device: torch.device) -> ScoreBatch:
+    """2B rows: the chosen responses, then the rejected ones."""
+    return make_score_batch([pair[side] for side in (0, 1) for pair in pairs], device)
 
 
 def make_reward_loss(
     count: int, *, centering: float
-) -> Callable[[nn.Module, ScoreBatch], tuple[Tensor, dict[str, Tensor]]]:
+) -> Callable[[nn.Module, RewardBatch], tuple[Tensor, dict[str, Tensor]]]:
     """Loss and metrics of a micro-batch, as additive parts of those of a batch of `count` pairs."""
 
-    def loss_fn(model: nn.Module, batch: ScoreBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen_B, rejected_B = scores(model, batch).chunk(2)
-        return bradley_terry(chosen_B, rejected_B, centering=centering).sum() / count, {
+    def loss_fn(model: nn.Module, batch: RewardBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen_B, rejected_B = scores(model, batch.responses).chunk(2)
+        loss_B = bradley_terry(chosen_B, rejected_B, batch.margin_B, centering=centering)
+        return loss_B.sum() / count, {
             "reward/margin": (chosen_B - rejected_B).sum() / count,
             "reward/pair_accuracy": (chosen_B > rejected_B).sum() / count,
             "reward/level": 0.5 * (chosen_B + rejected_B).sum() / count,
@@ -126,53 +134,28 @@ def make_reward_loss(
 def margins(model: PreTrainedModel, pairs: Sequence[Responses], *, micro_batch_tokens: int) -> list[float]:
     """Reward of chosen minus rejected, in the order of `pairs`."""
     values = [0.0] * len(pairs)
-    lengths = [2 * max(response_length(response) for response in pair) for pair in pairs]
-    for group in micro_batches(lengths, tokens=micro_batch_tokens):
-        (batch,) = make_score_batches([pairs[i] for i in group], tokens=10**12, device=model.device)
+    for group in micro_batches([_padded(pair) for pair in pairs], tokens=micro_batch_tokens):
+        batch = _score_batch([pairs[i] for i in group], model.device)
         with torch.no_grad():
             chosen_B, rejected_B = scores(model, batch).chunk(2)
-        # A single micro-batch is sorted by length, longest first, ties by index: as `group` is.
         for index, margin in zip(group, (chosen_B - rejected_B).tolist(), strict=True):
             values[index] = margin
     return values
 
 
-def length_gaps(pairs: Sequence[Responses]) -> list[float]:
-    """(chosen - rejected) / longer, in response tokens: negative where the shorter response was chosen."""
-    lengths = [(len(chosen[1]), len(rejected[1])) for chosen, rejected in pairs]
-    return [(chosen - rejected) / max(1, chosen, rejected) for chosen, rejected in lengths]
+def compare(
+    model: PreTrainedModel, policy: Policy, pairs: Sequence[Pair], *, micro_batch_tokens: int
+) -> list[Compared]:
+    """The pairs in their order with what the model says of them; `policy` gives the tokenizer."""
+    both = [pair_ids(policy.tokenizer, pair) for pair in pairs]
+    found = margins(model, both, micro_batch_tokens=micro_batch_tokens)
+    return [
+        Compared(pair.problem_id, margin, pair.margin, length_gap(responses))
+        for pair, margin, responses in zip(pairs, found, both, strict=True)
+    ]
 
 
-def pair_quality(margins_B: Sequence[float], gaps_B: Sequence[float]) -> dict[str, Any]:
-    """Accuracy (ties are wrong), ties, log loss and calibration of P(chosen is better) = sigmoid(margin)."""
-    buckets = {
-        "chosen_shorter": [m for m, gap in zip(margins_B, gaps_B, strict=True) if gap < -SIMILAR],
-        "similar_length": [m for m, gap in zip(margins_B, gaps_B, strict=True) if abs(gap) <= SIMILAR],
-        "chosen_longer": [m for m, gap in zip(margins_B, gaps_B, strict=True) if gap > SIMILAR],
-    }
-    return {
-        "accuracy": _accuracy(margins_B),
-        "ties": sum(m == 0 for m in margins_B) / len(margins_B),
-        "mean_margin": sum(margins_B) / len(margins_B),
-        "log_loss": sum(_softplus(-m) for m in margins_B) / len(margins_B),
-        "ece": calibration_error(margins_B),
-        "accuracy_by_length": {name: _accuracy(bucket) for name, bucket in buckets.items() if bucket},
-        "pairs_by_length": {name: len(bucket) for name, bucket in buckets.items()},
-    }
-
-
-def calibration_error(margins_B: Sequence[float]) -> float:
-    """ECE of the confidence sigmoid(|margin|), in [0.5, 1], with which the model picks a side of each pair.
-
-    Which response is called chosen is known beforehand, so it is the model's own pick that is right or wrong.
-    """
-    forecasts = [Forecast(i, 1.0 / (1.0 + math.exp(-min(abs(m), 700.0))), m > 0) for i, m in enumerate(margins_B)]
-    return ece(forecasts, bins=CALIBRATION_BINS)
-
-
-def _accuracy(margins_B: Sequence[float]) -> float:
-    return sum(m > 0 for m in margins_B) / len(margins_B)
-
-
-def _softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+def length_gap(pair: Responses) -> float:
+    """(chosen - rejected) / longer, in response tokens."""
+    chosen, rejected = (len(response) for _, response in pair)
+    return (chosen - rejected) / max(1, chosen, rejected)

@@ -6,9 +6,9 @@ from typing import Any
 
 from posttrain import config
 from posttrain.engine.policy import Policy, frozen_copy
-from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.recipe import Recipe
+from posttrain.loops.rl_value import start_value_network
 from posttrain.rl.kl_control import adapted
 
 
@@ -19,7 +19,9 @@ class Learner:
         self._recipe = recipe
         self.kl_coefficient = recipe.kl_in_loss or recipe.kl_in_reward
         self.reference = frozen_copy(policy.model)
-        network = with_scalar_head(policy.model, seed=seed) if recipe.value else None
+        network = None
+        if recipe.value is not None:
+            network = start_value_network(policy, recipe.value, precision=engine.precision, seed=seed)
         updates = section.epochs * section.minibatches
         policy_steps = section.steps - (recipe.value.warmup_steps if recipe.value else 0)
         self.trainer = Trainer(

@@ -1,4 +1,4 @@
-"""The value network of PPO: the policy's body with a scalar head, its predictions, and its loss.
+"""The value network of PPO: a body with a scalar head, where it starts, its predictions, and its loss.
 
 The value of a token is read where the token is predicted, before it is known.
 
@@ -8,17 +8,32 @@ Shapes: B responses, T tokens (prompt and response, right-padded), N response to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from posttrain.config_rl import ValueBaseline
 from posttrain.engine.batching import micro_batches
+from posttrain.engine.policy import Policy, Precision
+from posttrain.engine.scalar_head import load_reward_model, with_scalar_head
 from posttrain.engine.trainer import StepStats
 from posttrain.loops.rl_step import Counts, MicroBatch, mean
 from posttrain.loops.scoring import Response, response_length, response_mask
 from posttrain.losses.reduce import token_mean
 from posttrain.losses.value import clipped_value_loss
+
+
+def start_value_network(policy: Policy, start: ValueBaseline, *, precision: Precision, seed: int) -> PreTrainedModel:
+    """The policy's body with a new head; or a reward model, which knows already what answers are worth.
+
+    Raises ModelError for a folder that holds none.
+    """
+    if start.reward_model is None:
+        return with_scalar_head(policy.model, seed=seed)
+    model = load_reward_model(Path(start.reward_model), policy.tokenizer, precision=precision)
+    return model.requires_grad_(True).to(policy.model.device)
 
 
 def values_at(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -105,9 +105,10 @@ def kto(
     return weight_B * (1.0 - torch.sigmoid(beta * sign_B * (log_ratio_B - baseline)))
 
 
-def bradley_terry(chosen_B: Tensor, rejected_B: Tensor, *, centering: float) -> Tensor:
-    """-log sigmoid(r_chosen - r_rejected) + centering (r_chosen + r_rejected)^2 of reward-model scores.
+def bradley_terry(chosen_B: Tensor, rejected_B: Tensor, margin_B: Tensor, *, centering: float) -> Tensor:
+    """-log sigmoid(r_chosen - r_rejected - margin) + centering (r_chosen + r_rejected)^2 of reward-model scores.
 
-    Only differences are identified; centering (arXiv 2312.09244, eq. 2) fixes the level.
+    The margin asks more of pairs whose difference is plain (Llama 2, arXiv 2307.09288, eq. 2); 0 is plain
+    Bradley-Terry. Only differences are identified; centering (arXiv 2312.09244, eq. 2) fixes the level.
     """
-    return -logsigmoid(chosen_B - rejected_B) + centering * (chosen_B + rejected_B).square()
+    return -logsigmoid(chosen_B - rejected_B - margin_B) + centering * (chosen_B + rejected_B).square()

@@ -18,7 +18,8 @@ from posttrain.engine.merge import merge
 from posttrain.engine.policy import Policy, load_policy, save_policy
 from posttrain.engine.rollout import make_engine
 from posttrain.errors import StageError
-from posttrain.loops.pairs import make_pairs
+from posttrain.evals.annotators import AS_JUDGED
+from posttrain.loops.pairs import make_pairs, rule_judge
 from posttrain.loops.preference import run_preference
 from posttrain.loops.rft import trained_on
 from posttrain.loops.rl import run_rl
@@ -122,9 +123,9 @@ def preferred(bench: Bench, samples: Sequence[Sequence[Sample]]) -> Policy:
     policy = bench.long()
     pairs = make_pairs(
         samples,
-        judge="shortest",
+        judge=rule_judge("shortest"),
+        annotate=AS_JUDGED,
         per_problem=section.max_pairs_per_problem,
-        flip_rate=0.0,
         heldout_share=0.0,
         seed=bench.seed,
     )
@@ -138,7 +139,7 @@ def preferred(bench: Bench, samples: Sequence[Sequence[Sample]]) -> Policy:
         note=print,
         checkpoints=bench.work / "dpo",
         save_every=SAVE_EVERY,
-        file=None,
+        source="samples",
     )
     return policy
 

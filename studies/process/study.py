@@ -9,18 +9,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from posttrain.chat.split import extract_answer
 from posttrain.config import Engine
 from posttrain.curation.solvers import solvable
-from posttrain.engine.batching import micro_batches
-from posttrain.engine.policy import DTYPES, Policy
+from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
+from posttrain.engine.scalar_head import load_reward_model
 from posttrain.evals.intervals import bootstrap_mean, paired_difference, resample
 from posttrain.evals.rerank import Candidate, accuracies, auroc, by_best, rerank
 from posttrain.loops.process_reward import (
@@ -30,9 +31,9 @@ from posttrain.loops.process_reward import (
     prm_scorer,
     run_process_reward,
 )
-from posttrain.loops.reward_model import make_score_batches, scores
+from posttrain.loops.reward_scores import score_responses
 from posttrain.loops.sample import Sample, sample_problems
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, response_length
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS
 from posttrain.loops.search import Searcher, SearchResult
 from posttrain.loops.step_labels import LABELS, StepCount, count_completions
 from posttrain.records import Problem
@@ -158,19 +159,12 @@ class Study:
         """Probability scale of the Bradley-Terry model's rewards, where the settings name one."""
         if self.settings.reward_model is None:
             return {}
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.settings.reward_model, dtype=DTYPES[self.engine.precision]
-        ).eval()
+        model = load_reward_model(
+            Path(self.settings.reward_model), self.policy.tokenizer, precision=self.engine.precision
+        )
         responses = [(s.rollout.prompt_ids, s.rollout.response_ids) for pool in pools for s in pool]
-        values = [0.0] * len(responses)
-        for group in micro_batches([response_length(r) for r in responses], tokens=MICRO_BATCH_TOKENS):
-            rows = [responses[i] for i in group]
-            (batch,) = make_score_batches([(row, row) for row in rows], tokens=10**12, device=model.device)
-            with torch.no_grad():
-                found = scores(model, batch)[: len(rows)].sigmoid().tolist()
-            for index, value in zip(group, found, strict=True):
-                values[index] = value
-        given = iter(values)
+        values = torch.tensor(score_responses(model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS))
+        given = iter(values.sigmoid().tolist())
         return {"orm": [[next(given) for _ in pool] for pool in pools]}
 
     def _rerank(self, candidates: Sequence[Sequence[Candidate]]) -> dict[str, Any]:

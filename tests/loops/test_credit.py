@@ -6,7 +6,15 @@ from posttrain.loops.recipe import Recipe, choose_recipe
 from posttrain.rl.process import StepReward
 from tests.loops.toy import objective_of
 
-VALUE = {"kind": "value", "gamma": 1.0, "lam": 0.95, "clip": 0.2, "lr_scale": 1.0, "warmup_steps": 0}
+VALUE = {
+    "kind": "value",
+    "gamma": 1.0,
+    "lam": 0.95,
+    "clip": 0.2,
+    "lr_scale": 1.0,
+    "warmup_steps": 0,
+    "reward_model": None,
+}
 
 
 def recipe_of(name: str, **changes) -> Recipe:

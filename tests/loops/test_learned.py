@@ -5,11 +5,12 @@ import pytest
 
 from posttrain.config import ConfigError
 from posttrain.engine.policy import Policy, save_policy
-from posttrain.engine.scalar_head import with_scalar_head
+from posttrain.engine.scalar_head import load_reward_model, with_scalar_head
 from posttrain.errors import ModelError
-from posttrain.loops.learned import learned_scorer, load_reward_model, score_responses
-from posttrain.loops.preference import pair_ids
+from posttrain.loops.learned import learned_scorer
+from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.reward_model import margins
+from posttrain.loops.reward_scores import score_responses
 from posttrain.loops.rl import run_rl
 from posttrain.rewards.total import make_terms, total_rewards
 from tests.loops.test_preference import pairs

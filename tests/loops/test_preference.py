@@ -57,7 +57,7 @@ def train(folder, journal, kind="dpo", *, tokens=4096, notes=None, **changes):
         note=(notes if notes is not None else []).append,
         checkpoints=folder,
         save_every=2,
-        file=None,
+        source="pairs",
     )
     return policy, summary
 

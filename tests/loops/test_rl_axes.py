@@ -8,9 +8,12 @@ import torch
 
 from posttrain.chat.split import split_response
 from posttrain.config import ConfigError
-from posttrain.errors import NonFiniteError, StageError
+from posttrain.engine.policy import Policy, save_policy
+from posttrain.engine.scalar_head import with_scalar_head
+from posttrain.errors import ModelError, NonFiniteError, StageError
 from posttrain.loops import rl_state
 from posttrain.loops.credit import Credit
+from posttrain.loops.recipe import choose_recipe
 from posttrain.loops.rl import count
 from posttrain.loops.rl_batch import Batch
 from posttrain.loops.rl_step import Counts
@@ -21,13 +24,21 @@ from posttrain.records import Verdict
 from posttrain.rl.process import StepReward
 from tests.loops.test_rl import train
 from tests.loops.test_rl_step import trajectories
-from tests.loops.toy import PROBLEMS, Journal, objective, rl_section, same_weights, start_policy, weights_of
+from tests.loops.toy import ENGINE, PROBLEMS, Journal, objective, rl_section, same_weights, start_policy, weights_of
 
 WRONG = Verdict(0.0, "wrong")
 ADAPTIVE = {"kind": "adaptive", "target": 0.5, "horizon": 64}
 KL = {"kind": "in_reward", "estimator": "k1", "coefficient": 0.1, "controller": ADAPTIVE, "reset_reference": 2}
 IN_LOSS = KL | {"kind": "in_loss", "estimator": "k3_corrected"}
-VALUE = {"kind": "value", "gamma": 1.0, "lam": 0.95, "clip": 0.2, "lr_scale": 2.0, "warmup_steps": 1}
+VALUE = {
+    "kind": "value",
+    "gamma": 1.0,
+    "lam": 0.95,
+    "clip": 0.2,
+    "lr_scale": 2.0,
+    "warmup_steps": 1,
+    "reward_model": None,
+}
 
 
 def axes(name: str, **changes) -> dict:
@@ -106,6 +117,22 @@ def test_the_value_network_learns_what_to_expect(tmp_path):
     explained = [metrics["train/explained_variance"] for _, metrics in journal.rows]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     assert explained[-1] > explained[0]
+
+
+def test_the_value_network_may_start_as_a_reward_model(tmp_path):
+    policy = start_policy()
+    model = with_scalar_head(policy.model, seed=9)
+    save_policy(Policy(model, policy.tokenizer), tmp_path / "judge")
+    value = VALUE | {"reward_model": str(tmp_path / "judge"), "warmup_steps": 0}
+    section = rl_section("ppo", steps=2, objective=axes("ppo", baseline=value))
+    recipe = choose_recipe(section.objective, group_size=section.group_size)
+    learner = rl_state.Learner(policy, recipe, section, engine=ENGINE, seed=5)
+    assert same_weights(model.state_dict(), learner.critic.model.state_dict())
+    _, _, journal = train(tmp_path / "run", section)
+    assert all(metrics["train/value_grad_norm"] > 0 for _, metrics in journal.rows)
+    absent = rl_section("ppo", steps=2, objective=axes("ppo", baseline=value | {"reward_model": "absent"}))
+    with pytest.raises(ModelError, match="absent: cannot be loaded as a reward model"):
+        train(tmp_path / "absent", absent)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

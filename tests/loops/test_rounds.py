@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from posttrain.loops.pairs import make_pairs
+from posttrain.evals.annotators import AS_JUDGED
+from posttrain.loops.pairs import make_pairs, rule_judge
 from posttrain.loops.preference import run_preference
 from posttrain.loops.preference_methods import METHODS
 from posttrain.loops.rounds import run_rounds
@@ -24,12 +25,14 @@ def learn(folder, *, kind: str = "dpo", stop_in: int | None = None, rounds: int 
             policy, PROBLEMS, mode="think", samples=8, generation=GENERATION, seed=number, engine=ENGINE,
             machine=System(),
         )  # fmt: skip
-        return make_pairs(groups, judge="rule", per_problem=4, flip_rate=0.0, heldout_share=0.0, seed=number)
+        return make_pairs(
+            groups, judge=rule_judge("rule"), annotate=AS_JUDGED, per_problem=4, heldout_share=0.0, seed=number
+        )
 
     def train(given, number: int, done: int):
         return run_preference(
             policy, given, section=section(kind, epochs=1.0), engine=ENGINE, seed=number,
-            log=Journal(stop_after=1 if number == stop_in else None), note=print, file=None,
+            log=Journal(stop_after=1 if number == stop_in else None), note=print, source="pairs",
             checkpoints=folder / f"round-{number}", save_every=1,
         )  # fmt: skip
 
@@ -67,7 +70,7 @@ def test_one_round_is_the_off_policy_method(tmp_path):
     policy, summaries, seen = learn(tmp_path, rounds=1)
     alone = start_policy()
     summary = run_preference(
-        alone, pairs(), section=section(epochs=1.0), engine=ENGINE, seed=0, log=Journal(), note=print, file=None,
+        alone, pairs(), section=section(epochs=1.0), engine=ENGINE, seed=0, log=Journal(), note=print, source="pairs",
         checkpoints=tmp_path / "alone", save_every=50,
     )  # fmt: skip
     assert seen == [] and summaries == [summary]

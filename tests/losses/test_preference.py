@@ -202,10 +202,25 @@ def test_slopes_of_kto():
 
 def test_bradley_terry():
     """UT 1.1"""
-    chosen, rejected = value(1.2), value(0.2)
-    loss = bradley_terry(chosen, rejected, centering=0.0)
+    chosen, rejected, none = value(1.2), value(0.2), torch.zeros(1)
+    loss = bradley_terry(chosen, rejected, none, centering=0.0)
     loss.sum().backward()
     assert loss.item() == pytest.approx(0.313262, abs=1e-6)
     assert chosen.grad.item() == pytest.approx(-0.268941, abs=1e-6)
-    assert bradley_terry(chosen, rejected, centering=0.01).item() == pytest.approx(0.313262 + 0.0196, abs=1e-6)
-    assert bradley_terry(chosen + 7, rejected + 7, centering=0.0).item() == pytest.approx(loss.item())
+    assert rejected.grad.item() == pytest.approx(0.268941, abs=1e-6)
+    assert bradley_terry(chosen, rejected, none, centering=0.01).item() == pytest.approx(0.313262 + 0.0196, abs=1e-6)
+    assert bradley_terry(chosen + 7, rejected + 7, none, centering=0.0).item() == pytest.approx(loss.item())
+    # The two labels of a pair: losses of opposite margins differ by the margin.
+    assert bradley_terry(rejected, chosen, none, centering=0.0).item() - loss.item() == pytest.approx(1.0)
+
+
+def test_bradley_terry_with_a_margin():
+    """UT 1.1, margin .5: the loss and, by dL/dr = -sigmoid(-(1 - .5)) = -.377541, its gradient."""
+    chosen, rejected = value(1.2), value(0.2)
+    loss = bradley_terry(chosen, rejected, torch.tensor([0.5]), centering=0.0)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0.474077, abs=1e-6)
+    assert chosen.grad.item() == pytest.approx(-0.377541, abs=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda c, r: bradley_terry(c, r, torch.tensor([0.5]), centering=0.01), (chosen, rejected)
+    )

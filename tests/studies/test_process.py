@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from posttrain.config import ConfigError
+from posttrain.engine.policy import Policy, save_policy
+from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.evals.readme import block_of
 from posttrain.files import rounded
 from studies.process.page import NAMES, NOTHING, results
@@ -37,7 +39,15 @@ def small(folder):
     search = {"problems": 3, "at": [4], "label": "soft", "rule": "puct", "exploration": 0.5, "width": 6}
     training = yaml.safe_load(FILE.read_text(encoding="utf-8"))["training"]
     training |= {"epochs": 8, "batch_responses": 4, "optimizer": training["optimizer"] | {"lr": 0.003}}
-    return settings(folder, search=search | {"reserve": 20, "simulations": 20}, training=training, **SMALL)
+    policy = micro_policy()
+    save_policy(Policy(with_scalar_head(policy.model, seed=0), policy.tokenizer), folder / "reward_model")
+    return settings(
+        folder,
+        search=search | {"reserve": 20, "simulations": 20},
+        training=training,
+        reward_model=str(folder / "reward_model"),
+        **SMALL,
+    )
 
 
 def copies(name, count):
@@ -75,7 +85,8 @@ def test_the_report_of_a_scripted_policy(report):
     # Every way has its answer as last step, and right steps are worth more than wrong ones.
     assert labels["auroc"]["soft"]["value"] > 0.8 and steps["auroc"]["prm_soft"]["value"] > 0.8
     table = report["rerank"]
-    assert set(table) <= set(NAMES)
+    assert {"best_orm", "weighted_orm"} <= set(table) <= set(NAMES)
+    assert 0.0 < table["best_orm"]["1"]["score"] <= table["best_orm"]["8"]["score"] < 1.0
     for size in ("1", "4", "8"):
         # The checker finds the right one among the three ways whenever it is there.
         assert table["best_checker"][size]["accuracy"] == table["oracle"][size]["accuracy"]
