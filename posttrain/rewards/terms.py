@@ -8,10 +8,11 @@ Shape: G samples of a group.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from posttrain.chat.split import Parts
+from posttrain.chat.split import Parts, extract_answer
 from posttrain.records import Finish, Mode, Problem, Verdict
 from posttrain.rewards.language import consistency, identify, identity, main_script
 
@@ -143,10 +144,45 @@ def repetition(group: Group) -> list[float]:
     return rewards_G
 
 
+def brier(group: Group) -> list[float]:
+    """Minus (c - y)^2, with y = 1 for a right answer, else 0, and c the confidence in it (RLCR, arXiv 2507.16806).
+
+    There c is what the model states. Here it is what needs no words: the share of the group's other samples with the
+    same answer, so that being wrong in unison costs most. Right answers are the same, wrong ones where their texts are;
+    without an answer c is 0. A right answer that no other sample found gets -1: with the weight of `accuracy` it would
+    be worth no more than a wrong one, with less it is. A sample that could not be verified has neither a reward nor a
+    vote. Raises ValueError for a group of one, which has no others to ask.
+    """
+    if len(group.samples) < 2:
+        raise ValueError("brier: got a group of 1 sample, wanted at least 2: confidence is agreement with the others")
+    said_G = [_said(sample, group.mode) for sample in group.samples]
+    votes = Counter(said for said in said_G if said is not None)
+    known = sum(sample.verdict.status != "unverified" for sample in group.samples)
+    rewards_G = []
+    for sample, said in zip(group.samples, said_G, strict=True):
+        if sample.verdict.status == "unverified" or known < 2:
+            rewards_G.append(0.0)
+            continue
+        confidence = 0.0 if said is None else (votes[said] - 1) / (known - 1)
+        rewards_G.append(-((confidence - float(sample.verdict.status == "correct")) ** 2))
+    return rewards_G
+
+
+def _said(sample: Sample, mode: Mode) -> tuple[str, str] | None:
+    """What a sample votes for; None: it has no answer, or nobody knows what it is worth."""
+    if sample.verdict.status == "correct":
+        return ("right", "")
+    if sample.verdict.status == "unverified" or (mode == "think" and sample.parts.thinking is None):
+        return None
+    answer = extract_answer(sample.parts.answer, require_think_closed=False)
+    return None if answer is None else ("wrong", answer)
+
+
 Term = Callable[[Group], list[float]]
 
 TERMS: Mapping[str, Term] = {
     "accuracy": accuracy,
+    "brier": brier,
     "format": format_reward,
     "language_consistency": language_consistency,
     "language_identity": language_identity,

@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 
-from posttrain.records import Problem
+from posttrain.records import Problem, Verdict
 from posttrain.rewards.terms import (
     TERMS,
     accuracy,
+    brier,
     format_reward,
     language_consistency,
     language_identity,
@@ -120,6 +121,46 @@ def test_length_and_difficulty_pays_no_wrong_answer_and_ignores_the_group():
 def test_length_and_difficulty_needs_a_graded_problem():
     with pytest.raises(ValueError, match="no pass_rate, wanted one from stage grade"):
         length_difficulty(group(sample(), problem=dataclasses.replace(PROBLEM, pass_rate=None)))
+
+
+def answers(*texts, unverified=0):
+    """7 is right; "" has no answer; then so many whose verifier crashed."""
+    made = [sample(f"<think>so</think>\\boxed{{{t}}}" if t else "<think>so</think>", correct=t == "7") for t in texts]
+    lost = [dataclasses.replace(sample(), verdict=Verdict(0.0, "unverified")) for _ in range(unverified)]
+    return group(*made, *lost)
+
+
+def test_brier_by_hand():
+    """Three others each: two right ones have 1 of them, the 8 and the one without an answer have none."""
+    assert brier(answers("7", "7", "8", "")) == pytest.approx([-4 / 9, -4 / 9, 0.0, 0.0])
+    # Wrong in unison: 2 of 3 others agree; nobody believes in the right one.
+    assert brier(answers("7", "8", "8", "8")) == pytest.approx([-1.0, -4 / 9, -4 / 9, -4 / 9])
+    assert brier(answers("7", "7", "7")) == [0.0, 0.0, 0.0]
+    assert brier(answers("8", "8", "8")) == [-1.0, -1.0, -1.0]
+
+
+def test_brier_asks_the_others_whom_somebody_verified():
+    assert brier(answers("7", "8", "8", unverified=2)) == pytest.approx([-1.0, -0.25, -0.25, 0.0, 0.0])
+    assert brier(answers("7", unverified=3)) == [0.0] * 4
+    with pytest.raises(ValueError, match="got a group of 1 sample, wanted at least 2"):
+        brier(answers("7"))
+
+
+def test_brier_takes_right_answers_for_the_same_and_open_thoughts_for_none():
+    spelled = group(sample("<think>so</think>\\boxed{7}"), sample("<think>so</think>\\boxed{7.0}"))
+    assert brier(spelled) == [0.0, 0.0]
+    open_thought = sample("<think>so \\boxed{8}", correct=False)
+    assert brier(group(sample("<think>so</think>\\boxed{8}", correct=False), open_thought)) == [0.0, 0.0]
+
+
+def test_accuracy_and_brier_are_the_reward_of_the_specification():
+    """algorithms.md 11: 1[correct] - (c - 1[correct])^2, so a right answer is never worth less than a wrong one."""
+    mixed = answers("7", "7", "8", "9", "8", "")
+    rewards = [a + b for a, b in zip(accuracy(mixed), brier(mixed), strict=True)]
+    assert rewards == pytest.approx([1 - 0.64, 1 - 0.64, -0.04, 0.0, -0.04, 0.0])
+    assert min(rewards[:2]) >= max(rewards[2:])
+    lone = answers("7", "8", "9")
+    assert [a + b for a, b in zip(accuracy(lone), brier(lone), strict=True)] == [0.0, 0.0, 0.0]
 
 
 def test_terms_do_not_depend_on_the_order_of_samples():
