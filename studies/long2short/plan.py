@@ -18,7 +18,6 @@ from posttrain.config import (
     Fraction,
     Generation,
     Habits,
-    NonNegative,
     Optimizer,
     Positive,
     Rl,
@@ -26,6 +25,7 @@ from posttrain.config import (
     parse_section,
     read_mapping,
 )
+from posttrain.config_fields import NonNegative
 from posttrain.config_rl import Schedule
 
 STUDY = Path("studies/long2short/params.yaml")
