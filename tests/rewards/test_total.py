@@ -59,13 +59,14 @@ def test_the_problem_at_fault_is_named():
 
 
 def test_unknown_terms_are_named_before_anything_is_sampled():
-    with pytest.raises(ConfigError, match="got 'acuracy', wanted one of accuracy, format, language_consistency"):
+    with pytest.raises(ConfigError, match="got 'acuracy', wanted one of accuracy, brier, format"):
         built_in("acuracy")
 
 
 def test_terms_accept_every_problem_they_are_given():
     terms = built_in(*TERMS)
-    assert all(len(evaluate(name, term, [group(sample(""))])[0]) == 1 for name, term in terms.items())
+    pair = group(sample(""), sample(""))
+    assert all(len(evaluate(name, term, [pair])[0]) == 2 for name, term in terms.items())
 
 
 def test_a_term_with_a_state_is_handed_in():
