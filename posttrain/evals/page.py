@@ -30,7 +30,7 @@ MAKING = {
     "sft": "long-CoT cold start",
     "grpo": "RL on verifiable rewards",
     "fuse": "two modes, one model",
-    "align": "preferences (DPO)",
+    "align": "preferences",
     "distill": "smaller student",
 }
 RFT_MAKING = "fine-tuned on its own right answers"
@@ -82,7 +82,7 @@ PANELS = (
         (("reward/pair_accuracy", "accuracy", "green"),),
         percent=True,
     ),
-    Panel("align", "DPO", "pairs ordered right", (("reward/pair_accuracy", "accuracy", "green"),), percent=True),
+    Panel("align", "Preferences", "pairs ordered right", (("reward/pair_accuracy", "accuracy", "green"),), percent=True),
     Panel(
         "distill",
         "On-policy distillation",
