@@ -105,8 +105,9 @@ def results(arms: Mapping[str, Source]) -> str:
         "over questions]; *above sft*: the two intervals do not meet; *against sft*: the paired difference, question "
         "by question. KL to sft per response and entropy per token: over the whole vocabulary, on held-out questions, "
         "at the end. Responses, tokens and seconds are those of the training, sampling included, looks at the "
-        f"held-out questions not. Measured on {' and on '.join(machines)}. One seed: a rank between overlapping "
-        f"intervals says nothing. Written from `{REPORTS}/*.json` by `{COMMAND}`."
+        "held-out questions not. Seconds are wall time: of arms that ran beside each other or beside other work, as "
+        f"they may, they give no more than the order. Measured on {' and on '.join(machines)}. One seed: a rank "
+        f"between overlapping intervals says nothing. Written from `{REPORTS}/*.json` by `{COMMAND}`."
     )
     return (
         f"## Results\n\n{table}\n\n{conditions}\n\n![Held-out accuracy over the steps, one panel per objective]"
