@@ -82,7 +82,9 @@ PANELS = (
         (("reward/pair_accuracy", "accuracy", "green"),),
         percent=True,
     ),
-    Panel("align", "Preferences", "pairs ordered right", (("reward/pair_accuracy", "accuracy", "green"),), percent=True),
+    Panel(
+        "align", "Preferences", "pairs ordered right", (("reward/pair_accuracy", "accuracy", "green"),), percent=True
+    ),
     Panel(
         "distill",
         "On-policy distillation",
