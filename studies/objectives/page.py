@@ -2,7 +2,8 @@
 
     python -m studies.objectives.page
 
-Nothing on the page is typed but the reasons in notes.yaml. Without reports there is a page without numbers.
+Nothing on the page is typed but the remark and the reasons in notes.yaml. Without reports there is a page without
+numbers.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ HEADER = (
 )  # fmt: skip
 
 
-def build(arms: Mapping[str, Source], notes: Mapping[str, str], objectives: Path) -> str:
-    """The page; `arms`: objective -> its report."""
+def build(arms: Mapping[str, Source], notes: Mapping[str, str], objectives: Path, *, remark: str = "") -> str:
+    """The page; `arms`: objective -> its report, `remark`: what a reader of its numbers has to know besides."""
     names = sorted(path.stem for path in objectives.glob("*.yaml"))
     refuse_strangers(arms, notes, names)
     parts = ["# objectives: every published method from the same start", INTRODUCTION]
     if arms:
-        parts += [results(arms), reasons(arms, notes)]
+        parts += [results(arms), *([remark] if remark else []), reasons(arms, notes)]
     missing = [name for name in names if name not in arms]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}. `make objectives` runs what is missing and writes this page.")
@@ -105,9 +106,8 @@ def results(arms: Mapping[str, Source]) -> str:
         "over questions]; *above sft*: the two intervals do not meet; *against sft*: the paired difference, question "
         "by question. KL to sft per response and entropy per token: over the whole vocabulary, on held-out questions, "
         "at the end. Responses, tokens and seconds are those of the training, sampling included, looks at the "
-        "held-out questions not. Seconds are wall time: of arms that ran beside each other or beside other work, as "
-        f"they may, they give no more than the order. Measured on {' and on '.join(machines)}. One seed: a rank "
-        f"between overlapping intervals says nothing. Written from `{REPORTS}/*.json` by `{COMMAND}`."
+        f"held-out questions not. Measured on {' and on '.join(machines)}. One seed: a rank between overlapping "
+        f"intervals says nothing. Written from `{REPORTS}/*.json` by `{COMMAND}`."
     )
     return (
         f"## Results\n\n{table}\n\n{conditions}\n\n![Held-out accuracy over the steps, one panel per objective]"
@@ -180,16 +180,18 @@ def method_line(path: Path, neighbour: Path) -> str:
 class Notes(Section):
     """The whole of notes.yaml."""
 
+    remark: str
+    """On the run as a whole; may be empty."""
     reasons: dict[str, str]
     """Objective -> why it does not improve on sft at this scale."""
 
 
-def read_notes(path: Path) -> dict[str, str]:
-    """The reasons, each on one line; raises ConfigError for an empty one."""
-    notes = parse_section(Notes, read_mapping(path), str(path)).reasons
-    if empty := [name for name, text in notes.items() if not text.strip()]:
+def read_notes(path: Path) -> tuple[str, dict[str, str]]:
+    """The remark and the reasons, each on one line; raises ConfigError for an empty reason."""
+    notes = parse_section(Notes, read_mapping(path), str(path))
+    if empty := [name for name, text in notes.reasons.items() if not text.strip()]:
         raise ConfigError(f"{path}: reasons.{empty[0]}: got nothing, wanted: a sentence that says why")
-    return {name: " ".join(text.split()) for name, text in notes.items()}
+    return " ".join(notes.remark.split()), {name: " ".join(text.split()) for name, text in notes.reasons.items()}
 
 
 def read_arms(folder: Path) -> dict[str, Source]:
@@ -209,8 +211,8 @@ def curves_of(arms: Mapping[str, Source]) -> dict[str, list[tuple[float, float]]
 
 def main() -> int:
     try:
-        arms, notes = read_arms(REPORTS), read_notes(NOTES)
-        write_atomic(PAGE, build(arms, notes, OBJECTIVES))
+        arms, (remark, notes) = read_arms(REPORTS), read_notes(NOTES)
+        write_atomic(PAGE, build(arms, notes, OBJECTIVES, remark=remark))
         if arms:
             start = next(iter(arms.values())).need("sft.accuracy.value")
             write_atomic(PICTURE, picture(curves_of(arms), start=start))

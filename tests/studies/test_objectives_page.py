@@ -142,9 +142,9 @@ def test_never_right_has_no_length(objectives: Path) -> None:
 
 def test_notes_are_strict(tmp_path: Path) -> None:
     path = tmp_path / "notes.yaml"
-    path.write_text("reasons:\n  grpo: |\n    Too few\n    steps.\n", encoding="utf-8")
-    assert page.read_notes(path) == {"grpo": "Too few steps."}
-    path.write_text("reasons: {grpo: ' '}\n", encoding="utf-8")
+    path.write_text("remark: ''\nreasons:\n  grpo: |\n    Too few\n    steps.\n", encoding="utf-8")
+    assert page.read_notes(path) == ("", {"grpo": "Too few steps."})
+    path.write_text("{remark: '', reasons: {grpo: ' '}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"reasons\.grpo: got nothing"):
         page.read_notes(path)
     path.write_text("reason: {}\n", encoding="utf-8")
@@ -160,17 +160,18 @@ def test_the_command_writes_page_and_picture_and_keeps_the_notes(
         path.mkdir(parents=True)
     for file in objectives.glob("*.yaml"):
         (project / page.OBJECTIVES / file.name).write_bytes(file.read_bytes())
-    (project / page.NOTES).write_text("reasons: {rloo: Too few steps.}\n", encoding="utf-8")
+    notes = "{remark: On a busy machine., reasons: {rloo: Too few steps.}}\n"
+    (project / page.NOTES).write_text(notes, encoding="utf-8")
     for made in (report("grpo", 0.5), report("rloo", 0.31), report("dapo", 0.31)):
         (project / page.REPORTS / f"{made['objective']}.json").write_text(json.dumps(made), encoding="utf-8")
     monkeypatch.chdir(project)
     assert page.main() == 0
     first = (project / page.PAGE).read_bytes(), (project / page.PICTURE).read_bytes()
-    assert b"Too few steps." in first[0] and first[1].startswith(b"<svg")
+    assert b"Too few steps." in first[0] and b"\nOn a busy machine.\n" in first[0] and first[1].startswith(b"<svg")
     assert "no reason in studies/objectives/notes.yaml: dapo\n" in capsys.readouterr().out
     assert page.main() == 0
     assert ((project / page.PAGE).read_bytes(), (project / page.PICTURE).read_bytes()) == first
-    assert (project / page.NOTES).read_text() == "reasons: {rloo: Too few steps.}\n"
+    assert (project / page.NOTES).read_text() == notes
 
 
 def test_curves_share_an_axis_whatever_their_steps_are() -> None:
@@ -195,13 +196,14 @@ def test_the_picture_is_well_formed_has_a_panel_for_each_and_equal_bytes() -> No
 def test_the_page_in_git_is_that_of_the_reports_in_git() -> None:
     """Run `python -m studies.objectives.page` when this fails."""
     arms = {name: Source(f"{page.REPORTS}/{name}.json", arm.values) for name, arm in read().items()}
-    wanted = page.build(arms, page.read_notes(ROOT / page.NOTES), ROOT / page.OBJECTIVES)
+    remark, notes = page.read_notes(ROOT / page.NOTES)
+    wanted = page.build(arms, notes, ROOT / page.OBJECTIVES, remark=remark)
     assert (ROOT / page.PAGE).read_text(encoding="utf-8") == wanted
     assert (ROOT / page.PICTURE).is_file() == bool(arms)
 
 
 def test_every_reason_is_known() -> None:
-    notes = page.read_notes(ROOT / page.NOTES)
+    _, notes = page.read_notes(ROOT / page.NOTES)
     assert [name for name, arm in read().items() if not page.is_above(arm) and name not in notes] == []
 
 
