@@ -49,7 +49,7 @@ class SandboxError(StageError):
 @dataclass(frozen=True, slots=True)
 class Limits:
     cpu_s: int = 3
-    wall_s: float = 10.0
+    wall_s: float = 20.0
     """From the program's start. Much larger than the CPU time, so that only waiting, or a stalled machine, meets it."""
     memory_bytes: int = 512 << 20
     """Address space, the interpreter's own (about 30 MB) included."""
@@ -68,11 +68,13 @@ class Outcome:
     """The end of its output, or the limit that stopped it."""
 
 
-Build = Callable[[Limits], tuple[list[str], object]]
+Walls = tuple[int, list[str], int, int] | None
+"""Arguments of sandbox_inner.enter_namespaces; None: the walls stand already."""
+Build = Callable[[Limits], tuple[list[str], Walls]]
 """Limits -> (what stands before the interpreter on the command line, the walls that the inside has to build)."""
 
 
-def bubblewrap(limits: Limits) -> tuple[list[str], object]:
+def bubblewrap(limits: Limits) -> tuple[list[str], Walls]:
     """bwrap(1) builds the walls."""
     command = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     command += ["--uid", "1000", "--gid", "1000"]
@@ -86,7 +88,7 @@ def bubblewrap(limits: Limits) -> tuple[list[str], object]:
     return [*command, "--remount-ro", "/", "--"], None
 
 
-def namespaces(limits: Limits) -> tuple[list[str], object]:
+def namespaces(limits: Limits) -> tuple[list[str], Walls]:
     """The inside builds the walls by itself (unshare(2))."""
     return [], (os.getpid(), readable(), limits.box_bytes, limits.box_files)
 

@@ -1,10 +1,10 @@
 """Worker processes that answer questions and can be killed: a hard deadline, a memory limit, a restart.
 
-A question is a JSON object, and so is its answer; one line each, one question at a time per worker. The worker sets an
-alarm whose default action ends it, so that it dies on time even when its parent is gone; the parent kills its whole
-process group a moment later, whatever state it is in, and starts another. A question whose worker died for another
-reason than its deadline is asked once more, of a new worker; every question gets one reply or None. What has not begun
-is not touched by a death.
+A question is a JSON object, and so is its answer; one line each. A worker is handed some questions at once and answers
+one after the other. It sets an alarm whose default action ends it, so that it dies on time even when its parent is
+gone; the parent kills its whole process group a moment later, whatever state it is in, and starts another. A question
+whose worker died for another reason than its deadline is asked once more, of a new worker; every question gets one
+reply or None. The questions behind it, which had not begun, are handed out again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ GRACE_S = 1.0
 """Between the worker's own alarm and its parent's kill."""
 QUESTIONS_PER_WORKER = 8
 """A further worker is started when at least so many questions wait for each: a start costs a second or two."""
+AT_ONCE = 32
+"""Questions handed to a worker together, at most: two switches between processes are dearer than a short question."""
+AT_ONCE_BYTES = 1 << 15
+"""And how long they may be together: a pipe holds them, so that handing them over waits for nobody."""
 TRIES = 2
 REPLY_BYTES = select.PIPE_BUF
-"""Longest reply: written and read in one piece."""
+"""Longest reply: all replies to AT_ONCE questions fit into a buffer, and each is written in one piece."""
 
 
 class WorkerError(StageError):
@@ -51,13 +55,15 @@ class _Worker:
     process: subprocess.Popen[bytes]
     until: float
     """When the answer awaited is late (time.monotonic)."""
-    task: int | None = None
-    """Place of its question; None: none, or it is starting."""
+    tasks: deque[int] = field(default_factory=deque)
+    """Places of the questions that it has not answered; it is at the first one."""
     ready: bool = False
+    heard: bytes = b""
+    """Of a line that has not ended."""
 
     @property
     def awaited(self) -> bool:
-        return self.task is not None or not self.ready
+        return bool(self.tasks) or not self.ready
 
     def fileno(self) -> int:
         assert self.process.stdout is not None
@@ -141,7 +147,7 @@ class _Round:
         self._pool = pool
         self._lines = [json.dumps(question).encode() + b"\n" for question in questions]
         self._replies: list[Reply | None] = [None] * len(questions)
-        self._tries = [0] * len(questions)
+        self._deaths = [0] * len(questions)
         self._waiting = deque(range(len(questions)))
         self._left = len(questions)
 
@@ -164,13 +170,23 @@ class _Round:
         return self._replies
 
     def _give(self, worker: _Worker) -> None:
-        worker.task = self._waiting.popleft()
-        self._tries[worker.task] += 1
-        worker.until = time.monotonic() + self._pool.deadline_s + GRACE_S
+        """As many as leave the same again for every worker, so that all end at about the same time."""
+        most = max(1, min(AT_ONCE, len(self._waiting) // (2 * self._pool.workers)))
+        text = b""
+        while self._waiting and len(worker.tasks) < most:
+            line = self._lines[self._waiting[0]]
+            if text and len(text) + len(line) > AT_ONCE_BYTES:
+                break
+            worker.tasks.append(self._waiting.popleft())
+            text += line
+        worker.until = self._deadline()
         try:
-            worker.send(self._lines[worker.task], worker.until)
+            worker.send(text, worker.until)
         except BrokenPipeError:
             self._lost(worker, late=False)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._pool.deadline_s + GRACE_S
 
     def _listen(self) -> None:
         """Take what has come until the next worker is late."""
@@ -178,39 +194,42 @@ class _Round:
         if not awaited:
             return
         soonest = min(worker.until for worker in awaited)
-        talking = multiprocessing.connection.wait(awaited, max(0.0, soonest - time.monotonic()))
-        for worker in awaited:
-            if worker in talking:
+        descriptors = [worker.fileno() for worker in awaited]
+        talking = multiprocessing.connection.wait(descriptors, max(0.0, soonest - time.monotonic()))
+        for worker, descriptor in zip(awaited, descriptors, strict=True):
+            if descriptor in talking:
                 self._take(worker)
             elif time.monotonic() >= worker.until:
                 self._lost(worker, late=True)
 
     def _take(self, worker: _Worker) -> None:
-        line = os.read(worker.fileno(), REPLY_BYTES)
-        if not line.endswith(b"\n"):
+        block = os.read(worker.fileno(), 1 << 16)
+        if not block:
             self._lost(worker, late=False)
-        elif not worker.ready:
-            worker.ready = True
-        else:
-            assert worker.task is not None
-            self._replies[worker.task] = json.loads(line)
+            return
+        *lines, worker.heard = (worker.heard + block).split(b"\n")
+        for line in lines:
+            worker.until = self._deadline()
+            if not worker.ready:
+                worker.ready = True
+                continue
+            self._replies[worker.tasks.popleft()] = json.loads(line)
             self._left -= 1
-            worker.task = None
 
     def _lost(self, worker: _Worker, *, late: bool) -> None:
-        """The worker is dead, or will be: its question is asked again, or given up."""
+        """The worker is dead, or will be: its question is asked again or given up, those behind it wait again."""
         self._pool._running.remove(worker)
         code = worker.kill(patience_s=0.0 if late else GRACE_S)
         if not worker.ready:
             said = "said nothing within its time" if late else f"ended with exit code {code}; its output is above"
             raise WorkerError(f"worker `{' '.join(self._pool.command)}`: {said}; wanted: a worker that starts")
         self._pool.restarts += 1
-        if worker.task is None:
-            return
-        if late or code == -signal.SIGALRM or self._tries[worker.task] >= TRIES:
-            self._left -= 1
-        else:
-            self._waiting.appendleft(worker.task)
+        if worker.tasks:
+            self._deaths[worker.tasks[0]] += 1
+            if late or code == -signal.SIGALRM or self._deaths[worker.tasks[0]] >= TRIES:
+                worker.tasks.popleft()
+                self._left -= 1
+        self._waiting.extendleft(reversed(worker.tasks))
 
 
 def serve(answer: Callable[[Reply], Reply], *, deadline_s: float, memory_bytes: int, locked: bool) -> None:

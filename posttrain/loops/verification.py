@@ -29,8 +29,8 @@ class Kind:
 
     deadline_s: float
     """Wall-clock time of one verdict."""
-    memory_bytes: int = 4 << 30
-    """Address space of a worker, of which the libraries it imports take up to a gigabyte."""
+    memory_bytes: int = 2 << 30
+    """Address space of a worker, of which its libraries take up to 240 MiB (`gym`)."""
     workers: int = 1
     locked: bool = True
     """Starts no process, opens no socket, changes no file."""
@@ -90,12 +90,12 @@ def _question(problem: Problem, answer: str | None) -> Question:
     return {
         "id": problem.id,
         "prompt": problem.prompt,
-        "gold": problem.answer,
+        "answer": problem.answer,
         "verifier": problem.verifier,
         "domain": problem.domain,
         "source": problem.source,
         "metadata": problem.metadata,
-        "answer": answer,
+        "given": answer,
     }
 
 
@@ -111,10 +111,9 @@ def answering(check: Check) -> Callable[[Question], Reply]:
     """A worker's answer to a question: the verdict, or what is wrong with the data."""
 
     def answer(question: Question) -> Reply:
-        fields = ("id", "prompt", "gold", "verifier", "domain", "source")
-        problem = Problem(*(question[name] for name in fields), metadata=question["metadata"])
+        problem = Problem(**{name: value for name, value in question.items() if name != "given"})
         try:
-            verdict = check(problem, question["answer"])
+            verdict = check(problem, question["given"])
         except DataError as error:
             return {"data_error": str(error)}
         return {"score": verdict.score, "status": verdict.status}

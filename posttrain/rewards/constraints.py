@@ -43,7 +43,7 @@ def constraint_verdict(problem: Problem, answer: str) -> Verdict:
 def holds(spec: object, text: str, *, where: str) -> bool:
     """Whether the text obeys one constraint; a spec that is none raises DataError that begins with `where`."""
     kind = spec.get("kind") if isinstance(spec, dict) else None
-    if not isinstance(spec, dict) or kind not in CONSTRAINTS:
+    if not isinstance(spec, dict) or not isinstance(kind, str) or kind not in CONSTRAINTS:
         raise DataError(f"{where}: field 'kind': got {kind!r}, wanted one of {', '.join(CONSTRAINTS)}")
     fields = {name: value for name, value in spec.items() if name != "kind"}
     try:
@@ -214,6 +214,6 @@ _ALL: Mapping[str, Callable[..., bool]] = {
 }
 
 CONSTRAINTS: Mapping[str, Callable[..., bool]] = {
-    kind: validate_call(function, config=ConfigDict(strict=True)) for kind, function in _ALL.items()
+    kind: validate_call(config=ConfigDict(strict=True))(function) for kind, function in _ALL.items()
 }
 """Kind -> function of the text; the other arguments are the fields of the constraint, checked as pydantic checks."""

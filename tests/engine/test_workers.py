@@ -112,6 +112,14 @@ def test_a_question_whose_worker_dies_is_asked_twice_and_no_other(tmp_path: Path
     assert pool.restarts == 2
 
 
+def test_long_questions_pass_a_pipe_that_does_not_hold_them(shared: WorkerPool) -> None:
+    """Together 3 MB, each half a pipe or more: in the order asked, and with a fault between them."""
+    questions = [{"do": "echo", "value": n, "padding": "x" * (1 << 15)} for n in range(90)]
+    questions[40] = {"do": "exit", "padding": "x" * 200_000}
+    replies = shared.ask(questions)
+    assert [reply and reply.get("value") for reply in replies] == [*range(40), None, *range(41, 90)]
+
+
 def test_a_worker_that_exits_at_once_is_given_a_second_chance_and_no_third() -> None:
     pool = make_pool()
     assert pool.ask([{"do": "exit at once"}, echo(2)]) == [None, {"value": 2}]

@@ -106,7 +106,7 @@ def test_code_is_right_when_it_passes_its_tests():
         "def f(x:",
         "import sys\ndef f(x): return 2 * x\nsys.exit(0)",
         "import os\ndef f(x): os._exit(0)",
-        "def f(x):\n    while True: pass",
+        "def f(x): return open('/outside', 'w')",
         None,
     ]
     assert verify_all([(double, answer) for answer in answers]) == [RIGHT] * 2 + [WRONG] * 9
@@ -146,7 +146,7 @@ def test_the_verdict_of_a_worker_is_that_of_its_function():
 
 
 def test_a_verdict_of_the_gym_costs_less_than_a_millisecond():
-    """256 samples of a step, one worker, warm; about 0.15 ms each where nothing else runs."""
+    """256 samples of a step, one worker, warm; about 0.05 ms each where nothing else runs."""
     item = gym_problem("chain_sum")
     asked = [(item, str(n)) for n in range(256)]
     verify_all(asked)
