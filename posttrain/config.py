@@ -27,6 +27,7 @@ from posttrain.config_fields import (
 )
 from posttrain.config_preference import FileJudge, Prefer, RewardModel
 from posttrain.config_rl import Rl
+from posttrain.records import Verifier
 
 Parsed = TypeVar("Parsed", bound=Section)
 
@@ -69,13 +70,18 @@ class Fields(Section):
     domain: str | None
     solution: str | None
     """Field with a worked solution: becomes the thinking of a supervised trace."""
+    verifier: str | None
+    """Field that names the row's verifier, where it has one; otherwise the source's."""
+    metadata: str | None
+    """Field with an object of what the verifier needs beyond the answer: tests, constraints, choices."""
 
 
 class JsonlSource(Section):
     kind: Literal["jsonl"]
     path: str
     fields: Fields
-    verifier: str
+    verifier: Verifier
+    """Of the rows that name none."""
 
 
 class HubSource(Section):
@@ -84,7 +90,8 @@ class HubSource(Section):
     subset: str | None
     split: str
     fields: Fields
-    verifier: str
+    verifier: Verifier
+    """Of the rows that name none."""
 
 
 Source = Annotated[GymSource | JsonlSource | HubSource, Field(discriminator="kind")]

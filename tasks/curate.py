@@ -14,8 +14,8 @@ from posttrain.curation.sources import load_sources
 from posttrain.engine.policy import Policy, load_policy
 from posttrain.engine.rollout import Request, make_engine
 from posttrain.job import Job, open_job
+from posttrain.loops.verification import verify
 from posttrain.records import Problem, json_rows, write_jsonl
-from posttrain.rewards.verifiers import verify
 
 GUESS_TOKENS = 12
 

@@ -12,8 +12,8 @@ from posttrain.evals.measure import evaluate_model
 from posttrain.evals.rows import read_rows, write_rows
 from posttrain.evals.suite import summarise
 from posttrain.job import open_job
+from posttrain.loops.verification import verify
 from posttrain.records import Problem, read_jsonl
-from posttrain.rewards.verifiers import verify
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from posttrain.chat.split import answer_form, written
 from posttrain.config import Habits
 from posttrain.curation.solvers import solvable
 from posttrain.curation.traces import write_trace
@@ -19,20 +20,17 @@ NO_THINK_FLAGS = (" /no_think", " /think /no_think", "")
 """The empty one is the hard switch: nothing in the text asks for it."""
 
 
-def boxed(answer: str) -> str:
-    """How an answer is given after thinking."""
-    return f"\\boxed{{{answer}}}"
-
-
 def think_example(problem: Problem, thinking: str, answer: str, *, name: str, flag: str = "") -> Conversation:
     """One worked example; `name` makes its id unique for the problem."""
-    messages = (Message("user", problem.prompt + flag), Message("assistant", boxed(answer), thinking))
+    given = written(answer, answer_form(problem.verifier))
+    messages = (Message("user", problem.prompt + flag), Message("assistant", given, thinking))
     return Conversation(f"{problem.id}-{name}", problem.id, messages, "think")
 
 
 def no_think_example(problem: Problem, answer: str, *, name: str, flag: str) -> Conversation:
     """One direct answer; with an empty flag it is asked for by the hard switch."""
-    messages = (Message("user", problem.prompt + flag), Message("assistant", boxed(answer), ""))
+    given = written(answer, answer_form(problem.verifier))
+    messages = (Message("user", problem.prompt + flag), Message("assistant", given, ""))
     return Conversation(f"{problem.id}-{name}", problem.id, messages, "no_think")
 
 

@@ -46,8 +46,11 @@ def empty(problems: Sequence[Problem]) -> list[str | None]:
 
 
 def question_types(problems: Sequence[Problem]) -> list[str | None]:
-    """Multiple choice, true/false and proof questions, by prompt and answer."""
-    return [question_type(problem.prompt, problem.answer) for problem in problems]
+    """Multiple choice, true/false and proof questions, by prompt and answer.
+
+    A row that names the verifier `choice` is a multiple-choice question on purpose and stays.
+    """
+    return [None if p.verifier == "choice" else question_type(p.prompt, p.answer) for p in problems]
 
 
 def question_type(prompt: str, answer: str) -> str | None:

@@ -17,7 +17,7 @@ import reasoning_gym
 
 from posttrain.config import ConfigError, Fields, GymFamily, GymSource, HubSource, JsonlSource, Source
 from posttrain.curation.tags import domain_of
-from posttrain.records import DataError, Problem, json_rows
+from posttrain.records import VERIFIERS, DataError, Problem, Verifier, json_rows
 
 HASH_ORDERED = frozenset(
     {"isomorphic_strings", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"}
@@ -117,7 +117,7 @@ SOURCES: dict[str, Callable[[Any, int], list[Problem]]] = {"gym": gym, "jsonl": 
 
 
 def _user_rows(
-    rows: Iterable[tuple[str, dict[str, Any]]], *, name: str, fields: Fields, verifier: str
+    rows: Iterable[tuple[str, dict[str, Any]]], *, name: str, fields: Fields, verifier: Verifier
 ) -> list[Problem]:
     problems: list[Problem] = []
     places: dict[str, str] = {}
@@ -135,15 +135,32 @@ def _user_rows(
                 id=f"{Path(name).stem}-{own_id}",
                 prompt=prompt,
                 answer=answer,
-                verifier=verifier,
+                verifier=_verifier(row, fields.verifier, where) or verifier,
                 domain=_text(row, fields.domain, where) if fields.domain else domain_of(prompt),
                 source=name,
-                metadata={"solution": _text(row, fields.solution, where)} if fields.solution else {},
+                metadata=_metadata(row, fields, where),
             )
         )
     if not problems:
         raise DataError(f"{name}: empty, wanted at least one row with field '{fields.prompt}'")
     return problems
+
+
+def _verifier(row: dict[str, Any], field: str | None, where: str) -> str | None:
+    """The row's own verifier; None where it names none (absent or null)."""
+    name = row.get(field) if field else None
+    if name is None or name in VERIFIERS:
+        return name
+    raise DataError(f"{where}: field '{field}': got {name!r:.80}, wanted one of {', '.join(VERIFIERS)}")
+
+
+def _metadata(row: dict[str, Any], fields: Fields, where: str) -> dict[str, Any]:
+    """What the verifier needs, and the worked solution."""
+    values = row.get(fields.metadata) if fields.metadata else None
+    if values is not None and not isinstance(values, dict):
+        raise DataError(f"{where}: field '{fields.metadata}': got {values!r:.80}, wanted: an object")
+    solution = {"solution": _text(row, fields.solution, where)} if fields.solution else {}
+    return {**(values or {}), **solution}
 
 
 def _text(row: dict[str, Any], field: str, where: str, *, number_too: bool = False) -> str:

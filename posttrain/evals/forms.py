@@ -12,7 +12,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.chat.budget import build_budget_prompt, stop_tokens
-from posttrain.chat.split import extract_answer, split_response
+from posttrain.chat.split import answer_form, extract_answer, split_response
 from posttrain.chat.template import (
     END_OF_TEXT,
     SPECIAL_TOKENS,
@@ -68,7 +68,7 @@ class Form(Protocol):
     def stop(self, rollout: Rollout, budget: int) -> Stop:
         """The early stop of a response in mode `think` after `budget` > 0 thinking tokens."""
 
-    def read_forced(self, rollout: Rollout) -> str | None:
+    def read_forced(self, problem: Problem, rollout: Rollout) -> str | None:
         """The answer sampled after a stop."""
 
     def follows(self, rollout: Rollout, mode: Mode) -> bool:
@@ -96,10 +96,11 @@ class ChatForm:
 
     def read(self, problem: Problem, rollout: Rollout, mode: Mode) -> Reading:
         text = decode_ids(self._tokenizer, rollout.response_ids)
-        parts = split_response(text, mode)
+        form = answer_form(problem.verifier)
+        parts = split_response(text, mode, form)
         return Reading(
             text=text,
-            answer=extract_answer(text, require_think_closed=mode == "think"),
+            answer=extract_answer(text, require_think_closed=mode == "think", form=form),
             thinking_tokens=self._thinking_tokens(rollout.response_ids),
             well_formed=parts.well_formed,
             mixed=_mixed(problem, parts.thinking or parts.answer),
@@ -109,8 +110,9 @@ class ChatForm:
         built = build_budget_prompt(rollout.prompt_ids, rollout.response_ids, budget=budget, tokens=self._stop)
         return Stop(built.prompt_ids, built.forced_stop)
 
-    def read_forced(self, rollout: Rollout) -> str | None:
-        return extract_answer(decode_ids(self._tokenizer, rollout.response_ids), require_think_closed=False)
+    def read_forced(self, problem: Problem, rollout: Rollout) -> str | None:
+        text = decode_ids(self._tokenizer, rollout.response_ids)
+        return extract_answer(text, require_think_closed=False, form=answer_form(problem.verifier))
 
     def follows(self, rollout: Rollout, mode: Mode) -> bool:
         before, opened, rest = decode_ids(self._tokenizer, rollout.response_ids).partition(THINK_OPEN)
@@ -157,7 +159,7 @@ class PlainForm:
             return Stop(rollout.prompt_ids, False)
         return Stop(rollout.prompt_ids + rollout.response_ids[:budget] + self._ask, True)
 
-    def read_forced(self, rollout: Rollout) -> str | None:
+    def read_forced(self, problem: Problem, rollout: Rollout) -> str | None:
         return self._first_box(decode_ids(self._tokenizer, rollout.response_ids))
 
     def follows(self, rollout: Rollout, mode: Mode) -> bool:

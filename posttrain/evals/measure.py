@@ -179,7 +179,7 @@ def _at_budget(
     answers = sample([(problems[q].id, stops[q].prompt_ids) for q in forced], samples=1, draw=draw, at_most=at_most)
     correct = [samples.correct[0] for samples in modes["think"]]
     for q, group in zip(forced, answers, strict=True):
-        correct[q] = check(problems[q], form.read_forced(group[0]))
+        correct[q] = check(problems[q], form.read_forced(problems[q], group[0]))
     return [BudgetSample(budget, flag, stop.forced) for flag, stop in zip(correct, stops, strict=True)]
 
 

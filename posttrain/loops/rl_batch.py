@@ -24,7 +24,7 @@ from posttrain.loops.recipe import Recipe
 from posttrain.loops.rl_state import Learner
 from posttrain.loops.rl_step import mean, token_ids
 from posttrain.loops.rl_value import predict_values
-from posttrain.loops.sample import Sample, read_sample
+from posttrain.loops.sample import Sample, read_samples
 from posttrain.loops.scoring import score
 from posttrain.losses.kl import k3
 from posttrain.records import Message, Problem
@@ -105,11 +105,10 @@ class Collector:
             seed=random.Random(seed).getrandbits(31),
             stop_ids=[special_id(self.tokenizer, token) for token in (TURN_END, END_OF_TEXT)],
         )
-        groups = [sampled[i : i + section.group_size] for i in range(0, len(sampled), section.group_size)]
-        return [
-            [read_sample(self.tokenizer, problem, "think", rollout) for rollout in group]
-            for problem, group in zip(drawn, groups, strict=True)
-        ]
+        size = section.group_size
+        asked = [problem for problem in drawn for _ in range(size)]
+        flat = read_samples(self.tokenizer, [(p, "think", r) for p, r in zip(asked, sampled, strict=True)])
+        return [flat[start : start + size] for start in range(0, len(flat), size)]
 
     def _reward(self, samples: list[list[Sample]], recipe: Recipe, weights: Mapping[str, float]) -> Batch:
         """Weighted reward terms, minus the KL where it is part of the reward, and the advantages that follow."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from posttrain.chat.split import Parts, extract_answer, split_response
+from posttrain.chat.split import Parts, answer_form, extract_answer, split_response
 from posttrain.chat.template import decode_ids, render_prompt, special_id, with_flag
 from posttrain.config import Engine, Generation
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request, RolloutEngine, make_engine
+from posttrain.loops.verification import verify_all
 from posttrain.records import Message, Mode, Problem, Rollout, Verdict
 from posttrain.rewards.language import is_mixed, main_script
-from posttrain.rewards.verifiers import verify
 from posttrain.system import System
 
 
@@ -60,11 +60,9 @@ def sample_problems(
     ]
     stop_ids = (special_id(tokenizer, "<|im_end|>"), special_id(tokenizer, "<|endoftext|>"))
     rollouts = engine.generate(requests, samples=samples, generation=generation, seed=seed, stop_ids=stop_ids)
-    groups = [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
-    return [
-        [read_sample(tokenizer, problem, mode, rollout) for rollout in group]
-        for problem, group in zip(problems, groups, strict=True)
-    ]
+    asked = [problem for problem in problems for _ in range(samples)]
+    flat = read_samples(tokenizer, [(problem, mode, r) for problem, r in zip(asked, rollouts, strict=True)])
+    return [flat[start : start + samples] for start in range(0, len(flat), samples)]
 
 
 def sample_policy(
@@ -87,10 +85,19 @@ def sample_policy(
     return groups
 
 
-def read_sample(tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: Mode, rollout: Rollout) -> Sample:
-    """Decode, split and verify one response."""
-    text = decode_ids(tokenizer, rollout.response_ids)
-    parts = split_response(text, mode)
-    answer = extract_answer(text, require_think_closed=mode == "think")
-    mixed = is_mixed(parts.thinking or parts.answer, target=main_script(problem.prompt))
-    return Sample(problem, mode, rollout, text, parts, verify(problem, answer), mixed)
+def read_samples(
+    tokenizer: PreTrainedTokenizerFast, responses: Sequence[tuple[Problem, Mode, Rollout]]
+) -> list[Sample]:
+    """Decode and split the responses, and have them verified together."""
+    texts = [decode_ids(tokenizer, rollout.response_ids) for _, _, rollout in responses]
+    forms = [answer_form(problem.verifier) for problem, _, _ in responses]
+    answers = [
+        (problem, extract_answer(text, require_think_closed=mode == "think", form=form))
+        for (problem, mode, _), text, form in zip(responses, texts, forms, strict=True)
+    ]
+    samples = []
+    for (problem, mode, rollout), text, form, verdict in zip(responses, texts, forms, verify_all(answers), strict=True):
+        parts = split_response(text, mode, form)
+        mixed = is_mixed(parts.thinking or parts.answer, target=main_script(problem.prompt))
+        samples.append(Sample(problem, mode, rollout, text, parts, verdict, mixed))
+    return samples

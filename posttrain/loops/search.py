@@ -23,7 +23,7 @@ from posttrain import config
 from posttrain.chat.template import END_OF_TEXT, TURN_END, render_prompt, special_id
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.loops.process_reward import StepScorer
-from posttrain.loops.sample import Sample, read_sample
+from posttrain.loops.sample import Sample, read_samples
 from posttrain.loops.step_labels import join
 from posttrain.records import Message, Problem, Rollout
 from posttrain.rewards.steps import split_steps
@@ -117,7 +117,7 @@ class Searcher:
 
     def _value(self, children: Sequence[tuple[_Search, Node[Rollout]]]) -> None:
         """Score new nodes, back their values up, and keep those that are complete."""
-        samples = [read_sample(self.tokenizer, search.problem, "think", node.state) for search, node in children]
+        samples = read_samples(self.tokenizer, [(search.problem, "think", node.state) for search, node in children])
         scored = self.scorer(samples)
         for (search, node), sample, steps in zip(children, samples, scored, strict=True):
             value = self.values([step.reward for step in steps])

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from posttrain import config
 from posttrain.chat.template import END_OF_TEXT, TURN_END, special_id
 from posttrain.engine.rollout import Request, RolloutEngine
-from posttrain.loops.sample import Sample, read_sample
+from posttrain.loops.sample import Sample, read_samples
 from posttrain.records import Rollout
 from posttrain.rewards.steps import split_steps
 
@@ -64,7 +64,7 @@ def count_completions(
         group = rollouts[number * completions : (number + 1) * completions]
         first, limit = samples[index], generation.max_new_tokens
         joined = [join(first.rollout, end + 1, further, limit=limit) for further in group]
-        whole = [read_sample(tokenizer, first.problem, first.mode, rollout) for rollout in joined]
+        whole = read_samples(tokenizer, [(first.problem, first.mode, rollout) for rollout in joined])
         counts[index].append(_count(end, whole))
     for index, steps in enumerate(ends):
         counts[index].append(_count(steps[-1], [samples[index]]))

@@ -27,8 +27,8 @@ from posttrain.evals.confidence_sources import (
 )
 from posttrain.evals.forms import ChatForm, Form, PlainForm
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, score
+from posttrain.loops.verification import verify
 from posttrain.records import Problem, Rollout
-from posttrain.rewards.verifiers import verify
 from studies.calibration.settings import Settings
 
 SOURCES = ("token", "consistency", "verbalised", "p_true")

@@ -22,9 +22,9 @@ from posttrain.evals.measure import evaluate_thinking
 from posttrain.evals.rows import ModeSamples, read_rows
 from posttrain.job import Job, open_job, stage_seed
 from posttrain.loops.policy_training import train_policy
+from posttrain.loops.verification import verify
 from posttrain.machine import usable_cores
 from posttrain.records import DataError, Problem, read_jsonl
-from posttrain.rewards.verifiers import verify
 from studies.objectives.measure import divergence, outcome
 from studies.objectives.meter import Meter
 from studies.objectives.plan import BUDGET, Study, arm_section, load_study

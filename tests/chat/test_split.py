@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from posttrain.chat.split import Parts, extract_answer, split_response
+from posttrain.chat.split import Parts, answer_form, extract_answer, split_response, written
 
 GOOD = "<think>\n3+4=7.\n</think>\n\nSo \\boxed{7}"
 
@@ -93,3 +93,42 @@ def test_adversarial_text_costs_its_length():
     start = time.perf_counter()
     assert extract_answer("\\boxed{" * 50_000, require_think_closed=False) is None
     assert time.perf_counter() - start < 2.0
+
+
+CODE = "<think>a ```b```</think>\n\nSo:\n\n```python\n  x = {\n\n```\nor better\n```\nx = 1\n\ny = 2\n```\n"
+
+
+def test_programs_are_the_last_fenced_block():
+    assert extract_answer(CODE + "Done.<|im_end|>", require_think_closed=True, form="code") == "x = 1\n\ny = 2"
+    assert extract_answer("```\n    a\n```<|im_end|>", require_think_closed=False, form="code") == "    a"
+    for text in ("x = 1", "```python\nx = 1", "a ```x``` b", ""):
+        assert extract_answer(text, require_think_closed=False, form="code") is None
+    assert extract_answer(CODE.replace("</think>", ""), require_think_closed=True, form="code") is None
+
+
+def test_all_of_the_answer_where_its_form_is_judged():
+    text = "<think>a</think>\n\nDear \\boxed{you},\n\nyes.<|im_end|>"
+    assert extract_answer(text, require_think_closed=True, form="text") == "Dear \\boxed{you},\n\nyes."
+    assert extract_answer("<think>a</think> <|im_end|>", require_think_closed=True, form="text") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "well_formed"),
+    [
+        ("<think>a</think>```\nx = 1\n```", "code", True),
+        ("<think>a</think>Here:\n```python\nx = 1\n```\nGood.", "code", True),
+        (CODE, "code", False),  # two blocks
+        ("<think>a</think>\\boxed{7}", "code", False),
+        ("<think>a</think>any text", "text", True),
+        ("<think>a</think> <|im_end|>", "text", False),
+        ("any text", "text", False),  # no thinking
+    ],
+)
+def test_form_by_verifier(text, form, well_formed):
+    assert split_response(text, "think", form).well_formed is well_formed
+
+
+def test_what_is_written_is_found():
+    for verifier in ("math", "choice", "code", "constraint"):
+        form = answer_form(verifier)
+        assert extract_answer(written("a = {1}\nb", form), require_think_closed=False, form=form) == "a = {1}\nb"

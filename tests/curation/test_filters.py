@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -17,6 +18,7 @@ from posttrain.curation.filters import (
     gold_answers,
     guessable,
     question_type,
+    question_types,
 )
 from posttrain.curation.tags import OTHER, domain_of
 from posttrain.records import DataError, Problem
@@ -54,6 +56,11 @@ def test_empty_prompts_and_answers() -> None:
 )
 def test_question_type(prompt: str, answer: str, wanted: str | None) -> None:
     assert question_type(prompt, answer) == wanted
+
+
+def test_multiple_choice_stays_where_the_row_names_its_verifier() -> None:
+    asked = Problem("c", "What is 2 + 2? (A) 3 (B) 4", "B", "exact", "arithmetic", "mine")
+    assert question_types([asked, dataclasses.replace(asked, verifier="choice")]) == [MULTIPLE_CHOICE, None]
 
 
 def test_gold_answer_must_pass_its_own_verifier() -> None:

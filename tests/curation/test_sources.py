@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -11,12 +12,14 @@ import pytest
 import reasoning_gym
 
 from posttrain.config import ConfigError, Fields, HubSource, JsonlSource
+from posttrain.curation.filters import GOLD_WRONG, gold_answers
 from posttrain.curation.sources import HASH_ORDERED, load_sources, shares
-from posttrain.records import DataError, read_jsonl, write_jsonl
+from posttrain.loops.verification import verify
+from posttrain.records import RIGHT, DataError, read_jsonl, write_jsonl
 from posttrain.records import Problem as ProblemRecord
 from tests.curation.builders import Family, gym_source
 
-FIELDS = Fields(prompt="question", answer="gold", id=None, domain=None, solution=None)
+FIELDS = Fields(prompt="question", answer="gold", id=None, domain=None, solution=None, verifier=None, metadata=None)
 
 
 def jsonl(path: Path, *lines: str, fields: Fields = FIELDS) -> JsonlSource:
@@ -100,7 +103,9 @@ def test_jsonl_rows(tmp_path: Path) -> None:
 
 
 def test_jsonl_own_ids_and_domains(tmp_path: Path) -> None:
-    fields = Fields(prompt="question", answer="gold", id="key", domain="area", solution="worked")
+    fields = Fields(
+        prompt="question", answer="gold", id="key", domain="area", solution="worked", verifier="judge", metadata="needs"
+    )
     source = jsonl(
         tmp_path / "mine.jsonl",
         '{"question": "q", "gold": "2", "key": 7, "area": "logic", "worked": "1 + 1"}',
@@ -108,6 +113,35 @@ def test_jsonl_own_ids_and_domains(tmp_path: Path) -> None:
     )
     (row,) = load_sources([source], seed=0)
     assert (row.id, row.domain, row.metadata) == ("mine-7", "logic", {"solution": "1 + 1"})
+
+
+def test_rows_name_their_own_verifier_and_what_it_needs(tmp_path: Path) -> None:
+    """A file with all kinds that its rows can name; null and nothing mean the source's."""
+    fields = Fields(
+        prompt="question", answer="gold", id=None, domain=None, solution=None, verifier="judge", metadata="needs"
+    )
+    rows = [
+        {"question": "a", "gold": "2"},
+        {"question": "b", "gold": "2", "judge": None, "needs": None},
+        {"question": "c", "gold": "red", "judge": "exact"},
+        {"question": "d", "gold": "B", "judge": "choice", "needs": {"choices": ["red", "blue"]}},
+        {"question": "e", "gold": "Hi", "judge": "constraint", "needs": {"constraints": [{"kind": "no_commas"}]}},
+        {"question": "f", "gold": "x = 1", "judge": "code", "needs": {"tests": "assert x == 1"}},
+    ]
+    loaded = load_sources([jsonl(tmp_path / "mine.jsonl", *map(json.dumps, rows), fields=fields)], seed=0)
+    assert [row.verifier for row in loaded] == ["math", "math", "exact", "choice", "constraint", "code"]
+    assert [row.metadata for row in loaded] == [row.get("needs") or {} for row in rows]
+    assert [verify(row, row.answer) for row in loaded] == [RIGHT] * 6
+    worse = [dataclasses.replace(row, answer=gold) for row, gold in zip(loaded[4:], ("Hi,", "x = 2"), strict=True)]
+    assert gold_answers(worse, verify) == [GOLD_WRONG] * 2
+    for line, message in (
+        ({"judge": "vibes"}, "field 'judge': got 'vibes', wanted one of gym, exact"),
+        ({"judge": ["exact"]}, r"field 'judge': got \['exact'\]"),
+        ({"needs": "tests"}, "field 'needs': got 'tests', wanted: an object"),
+    ):
+        broken = json.dumps({"question": "q", "gold": "2", **line})
+        with pytest.raises(DataError, match=rf"mine\.jsonl:1: {message}"):
+            load_sources([jsonl(tmp_path / "mine.jsonl", broken, fields=fields)], seed=0)
 
 
 GOOD = '{"question": "q", "gold": "2", "key": "a"}'
@@ -128,7 +162,9 @@ GOOD = '{"question": "q", "gold": "2", "key": "a"}'
     ],
 )
 def test_jsonl_errors_name_file_line_and_field(tmp_path: Path, lines: list[str], message: str) -> None:
-    fields = Fields(prompt="question", answer="gold", id="key", domain=None, solution=None)
+    fields = Fields(
+        prompt="question", answer="gold", id="key", domain=None, solution=None, verifier=None, metadata=None
+    )
     with pytest.raises(DataError, match=message):
         load_sources([jsonl(tmp_path / "mine.jsonl", *lines, fields=fields)], seed=0)
 
@@ -140,7 +176,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_one_id_for_two_problems_of_two_files(tmp_path: Path) -> None:
-    fields = Fields(prompt="question", answer="gold", id="key", domain=None, solution=None)
+    fields = Fields(
+        prompt="question", answer="gold", id="key", domain=None, solution=None, verifier=None, metadata=None
+    )
     (tmp_path / "other").mkdir()
     one = jsonl(tmp_path / "mine.jsonl", GOOD, fields=fields)
     two = jsonl(tmp_path / "other" / "mine.jsonl", GOOD.replace('"q"', '"another"'), fields=fields)
