@@ -23,6 +23,7 @@ import random
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from posttrain.config import ConfigError, Params, load_params
 from posttrain.errors import StageError, StageLockedError, Terminated, sigterm_raises
 from posttrain.files import curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
 from posttrain.fingerprint import fingerprint
+from posttrain.ranks import RankError, Ranks, launched_rank, start_ranks
 from posttrain.records import DataError
 
 if TYPE_CHECKING:
@@ -177,6 +179,36 @@ class Job:
         shutil.rmtree(self._checkpoints)
 
 
+class _RankEnded(SystemExit):
+    """A rank above 0 has nothing more to do; what there was to say is in its Failure."""
+
+
+class Follower(Job):
+    """The job of the ranks above 0: it takes everything and keeps nothing, as the first rank has the same."""
+
+    @property
+    def checkpoints(self) -> Path:
+        if self._checkpoints is None:
+            self._checkpoints = WORK / "ckpt" / self.stage / fingerprint(self.stage)
+        return self._checkpoints
+
+    def log(self, metrics: Mapping[str, float], step: int, total: int | None = None) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def report(self, values: Mapping[str, Any]) -> None: ...
+
+    def figure(self, name: str, figure: Figure) -> None: ...
+
+    @property
+    def _scratch(self) -> Path:
+        return WORK / "tmp" / self.stage / os.environ["RANK"]
+
+    def _swap(self, fresh: Path, out: Path) -> None: ...
+
+    def _finish(self) -> None: ...
+
+
 def file_stem(stage: str) -> str:
     """`evaluate@sft` -> `evaluate-sft`; `studies/objectives@grpo` -> `studies-objectives-grpo`."""
     return stage.replace("@", "-").replace("/", "-")
@@ -220,8 +252,12 @@ def progress_line(
 
 
 @contextlib.contextmanager
-def open_job(stage: str) -> Iterator[Job]:
-    """Environment, parameters, lock, tracker and seeds; then the stage; then its curve, or one clear message."""
+def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
+    """Environment, parameters, lock, tracker and seeds; then the stage; then its curve, or one clear message.
+
+    `parallel`: the stage's work is shared by the processes that system.yaml says; all of them run what is inside. What
+    a rank above 0 runs ends here, with SystemExit.
+    """
     tracker: tracking.Tracker | None = None
     status = "FAILED"
     try:
@@ -230,12 +266,18 @@ def open_job(stage: str) -> Iterator[Job]:
             system.apply_environment(machine)
             params = load_params()
             stack.enter_context(sigterm_raises())
-            _take_lock(stage, stack)
-            shutil.rmtree(WORK / "tmp" / stage, ignore_errors=True)
+            if launched_rank() == 0:
+                _take_lock(stage, stack)
+                shutil.rmtree(WORK / "tmp" / stage, ignore_errors=True)
+            ranks = _start(stage, system.processes(machine) if parallel else 1, machine)
+            if ranks.rank:
+                yield from _follow(Follower(stage, params, machine, tracking.Tracker(None)), ranks)
+            stack.enter_context(_with_others(ranks))
             tracker = tracking.start(stage, params, machine)
             job = Job(stage, params, machine, tracker)
             _seed(job.seed)
             yield job
+            ranks.wait()
             job._finish()
             status = "FINISHED"
     except KeyboardInterrupt:
@@ -250,6 +292,50 @@ def open_job(stage: str) -> Iterator[Job]:
             tracker.end(status)
 
 
+def _start(stage: str, processes: int, machine: system.System) -> Ranks:
+    folder = WORK / "ranks" / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = start_ranks(processes, folder)
+    if processes > 1 and "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.set_num_threads(machine.threads or max(1, torch.get_num_threads() // processes))
+    return ranks
+
+
+def _follow(job: Follower, ranks: Ranks) -> Iterator[Job]:
+    """A rank above 0, to its end."""
+    _seed(job.seed)
+    try:
+        yield job
+    except BaseException as error:
+        code, _, message = explain(error)
+        ranks.fail(code, message)
+        if code is None:
+            traceback.print_exc()
+        raise _RankEnded(code or 1) from None
+    raise _RankEnded(0)
+
+
+@contextlib.contextmanager
+def _with_others(ranks: Ranks) -> Iterator[None]:
+    """Ends the other ranks when this one fails, and finds out whose failure it was.
+
+    A rank that is gone breaks the exchange that the others are in, so the first to fail had the reason.
+    """
+    try:
+        yield
+    except BaseException as error:
+        when, known = time.monotonic(), explain(error)
+        for failure in [] if isinstance(error, KeyboardInterrupt) else ranks.failures():
+            if known[0] is None and failure.when < when:
+                raise RankError(f"rank {failure.rank}: {failure.message}; {ranks.output_of(failure.rank)}") from error
+            if known[0] == 1 and failure.code == 1 and failure.message != known[2]:
+                raise RankError(f"{known[2]}\nrank {failure.rank}: {failure.message}") from error
+        raise
+    finally:
+        ranks.kill()
+
+
 @contextlib.contextmanager
 def _boundary(stage: str) -> Iterator[None]:
     """Where every error of a stage ends: known ones as one message without a traceback, and all in `.work/exit/`."""
@@ -258,7 +344,7 @@ def _boundary(stage: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:
+        if isinstance(error, _RankEnded) or (isinstance(error, SystemExit) and not error.code):
             raise
         code, reason, message = explain(error)
         with contextlib.suppress(OSError):  # on a full disk the message on stderr has to do

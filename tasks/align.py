@@ -15,7 +15,7 @@ from posttrain.loops.preference import run_preference
 from posttrain.loops.preference_methods import METHODS as PREFERENCE_METHODS
 from posttrain.loops.rounds import Summary, run_rounds
 from posttrain.loops.sample import Sample, sample_policy
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, shared_score
 from posttrain.records import Pair, Problem, read_jsonl
 
 PAIRS = Path("data/preferences/pairs.jsonl")
@@ -61,14 +61,17 @@ def divergence(policy: Policy, before: Policy, groups: Sequence[Sequence[Sample]
     """KL(policy || before) in nats per response, estimated (k1) on samples of `policy`."""
     responses = [(s.rollout.prompt_ids, s.rollout.response_ids) for group in groups for s in group]
     sums = [
-        sum(float(row.sum()) for row in score(p.model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS, temperature=1))
+        sum(
+            float(row.sum())
+            for row in shared_score(p.model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS, temperature=1)
+        )
         for p in (policy, before)
     ]
     return (sums[0] - sums[1]) / len(responses)
 
 
 def main() -> None:
-    with open_job("align") as job:
+    with open_job("align", parallel=True) as job:
         section = job.params.align
         policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
         before = Policy(frozen_copy(policy.model), policy.tokenizer)

@@ -56,7 +56,7 @@ def from_scratch(job: Job, section: ScratchBase) -> tuple[Policy, Policy, list[P
 
 
 def main() -> None:
-    with open_job("base") as job:
+    with open_job("base", parallel=True) as job:
         section = job.params.base
         problems: list[Problem] = []
         report: dict[str, Any]

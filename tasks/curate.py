@@ -41,7 +41,7 @@ def guesses(job: Job, policy: Policy, problems: Sequence[Problem]) -> Mapping[st
 
 
 def main() -> None:
-    with open_job("curate") as job:
+    with open_job("curate", parallel=True) as job:
         section = job.params.curate
         policy = load_policy(Path("models/base"), precision=job.params.engine.precision)
         seen = frozenset(row["prompt"] for _, row in json_rows(Path("data/corpus/problems.jsonl")))

@@ -129,7 +129,7 @@ def copied(job: Job, student: Policy, examples: list[Conversation]) -> dict[str,
 
 
 def main() -> None:
-    with open_job("distill") as job:
+    with open_job("distill", parallel=True) as job:
         section, engine = job.params.distill, job.params.engine
         teacher = load_policy(Path("models/align"), precision=engine.precision)
         student = load_policy(Path("models/base_student"), precision=engine.precision)

@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, choices=MODELS)
     name = parser.parse_args().model
-    with open_job(f"evaluate@{name}") as job:
+    with open_job(f"evaluate@{name}", parallel=True) as job:
         section = job.params.evaluate
         policy = load_policy(Path("models") / name, precision=job.params.engine.precision)
         problems = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)

@@ -44,7 +44,7 @@ def direct_answers(job: Job, problems: list[Problem], count: int) -> list[Conver
 
 
 def main() -> None:
-    with open_job("fuse") as job:
+    with open_job("fuse", parallel=True) as job:
         section = job.params.fuse
         policy = load_policy(Path("models/grpo"), precision=job.params.engine.precision)
         problems = read_jsonl(Path("data/curated/train.jsonl"), Problem)

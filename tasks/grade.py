@@ -15,7 +15,7 @@ from posttrain.records import Problem, read_jsonl, write_jsonl
 
 
 def main() -> None:
-    with open_job("grade") as job:
+    with open_job("grade", parallel=True) as job:
         section = job.params.grade
         policy = load_policy(Path("models/sft"), precision=job.params.engine.precision)
         problems = read_jsonl(Path("data/curated/train.jsonl"), Problem)[: section.problems]

@@ -12,7 +12,7 @@ from posttrain.records import Problem, read_jsonl
 
 
 def main() -> None:
-    with open_job("grpo") as job:
+    with open_job("grpo", parallel=True) as job:
         section = job.params.grpo
         total = section.steps if section.method == "rl" else None  # how much rft trains on is not known before
         policy = load_policy(Path("models/sft"), precision=job.params.engine.precision)

@@ -47,7 +47,7 @@ def given_pairs(job: Job, policy: Policy, path: Path) -> tuple[list[Pair], int]:
 
 
 def main() -> None:
-    with open_job("prefer") as job:
+    with open_job("prefer", parallel=True) as job:
         section = job.params.prefer
         policy = load_policy(Path("models") / section.model, precision=job.params.engine.precision)
         if isinstance(section.judge, FileJudge):

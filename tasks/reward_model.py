@@ -12,7 +12,7 @@ from posttrain.records import Pair, read_jsonl
 
 
 def main() -> None:
-    with open_job("reward_model") as job:
+    with open_job("reward_model", parallel=True) as job:
         section = job.params.reward_model
         policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
         path = Path("data/preferences/pairs.jsonl")

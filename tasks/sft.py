@@ -15,7 +15,7 @@ from posttrain.records import Conversation, Problem, read_jsonl
 
 
 def main() -> None:
-    with open_job("sft") as job:
+    with open_job("sft", parallel=True) as job:
         section = job.params.sft
         policy = load_policy(Path("models/base"), precision=job.params.engine.precision)
         install_template(policy.tokenizer)

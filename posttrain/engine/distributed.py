@@ -1,14 +1,16 @@
-"""The processes of a training stage: those a launcher started, or this one alone.
+"""The processes of a stage, and the work they share.
 
-One process needs no launcher, port or file: the group meets in memory. Several are started by `deepspeed` or
-`torchrun`, which tell each its rank in the environment.
+One process needs no launcher, port or file: the group meets in memory. Several, of posttrain.ranks or a launcher, are
+told their ranks in the environment and meet at the first exchange. All of them run the same program: a function here
+that exchanges something must be called by all, in the same order.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import deepspeed
 import torch
@@ -16,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 Gathered = TypeVar("Gathered")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 _DEADLINE = timedelta(minutes=30)
 """Longest wait for the other ranks: the slowest rank's rollouts and verification must fit."""
@@ -41,16 +45,17 @@ def start_processes() -> None:
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def all_sum(values: Tensor) -> Tensor:
     """Sum over ranks."""
     if world_size() > 1:
+        start_processes()
         dist.all_reduce(values)
     return values
 
@@ -58,6 +63,7 @@ def all_sum(values: Tensor) -> Tensor:
 def all_max(values: Tensor) -> Tensor:
     """Largest over ranks."""
     if world_size() > 1:
+        start_processes()
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
@@ -66,11 +72,36 @@ def gather_objects(value: Gathered) -> list[Gathered]:
     """`value` of every rank, in their order."""
     if world_size() == 1:
         return [value]
+    start_processes()
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
+def from_first_rank(make: Callable[[], Made]) -> Made:
+    """What the first rank makes, on every rank."""
+    if world_size() == 1:
+        return make()
+    start_processes()
+    box: list[Made | None] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return cast(Made, box[0])
+
+
+def share_out(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Made]]) -> list[Made]:
+    """`work(items)`, one result per item, in order and on every rank; each rank works on every n-th item.
+
+    `items` must be the same on all ranks. `work` may get none, and must not exchange anything itself.
+    """
+    if world_size() == 1:
+        return list(work(items))
+    made: list[Made | None] = [None] * len(items)
+    for first, part in enumerate(gather_objects(list(work(items[rank() :: world_size()])))):
+        made[first :: world_size()] = part
+    return cast(list[Made], made)
+
+
 def wait_for_all() -> None:
     if world_size() > 1:
+        start_processes()
         dist.barrier()

@@ -2,18 +2,19 @@
 
 Token ids go in and come out; the log-probabilities of the sampled tokens come with them, because the trainer's own may
 differ in rounding and a correction needs both. After every weight sync the engine proves that it samples from the
-weights it was given (posttrain.engine.canary), or raises.
+weights it was given (posttrain.engine.canary), or raises. All ranks call it alike, and all get all responses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import PreTrainedModel
 
 from posttrain import config
+from posttrain.engine.distributed import from_first_rank, rank
 from posttrain.engine.policy import Policy
 from posttrain.records import Rollout
 from posttrain.system import System
@@ -55,13 +56,45 @@ class RolloutEngine(Protocol):
         ...
 
 
+class FirstRankEngine:
+    """RolloutEngine whose servers the first rank has and speaks to."""
+
+    def __init__(self, make: Callable[[], RolloutEngine]) -> None:
+        self.version = 0
+        self._engine = make() if rank() == 0 else None
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int,
+        generation: config.Generation,
+        seed: int,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[Rollout]:
+        def answer() -> list[Rollout]:
+            assert self._engine is not None
+            return self._engine.generate(requests, samples=samples, generation=generation, seed=seed, stop_ids=stop_ids)
+
+        return from_first_rank(answer)
+
+    def load_weights(self, model: PreTrainedModel, version: int) -> None:
+        if self._engine is not None:
+            self._engine.load_weights(model, version)
+        self.version = version
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+
 def make_engine(policy: Policy, engine: config.Engine, system: System) -> RolloutEngine:
     """The engine of params.yaml, sampling from `policy`'s weights as version 0."""
     # Imported here: a stage that samples in process should not pay for the client of the servers.
     if engine.rollout == "vllm":
         from posttrain.engine.rollout_vllm import VllmEngine
 
-        return VllmEngine(policy, engine=engine, system=system)
+        return FirstRankEngine(lambda: VllmEngine(policy, engine=engine, system=system))
     from posttrain.engine.rollout_transformers import TransformersEngine
 
     return TransformersEngine(policy, batch=engine.rollout_batch, tolerance=engine.canary_tolerance)

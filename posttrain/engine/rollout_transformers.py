@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from posttrain import config
 from posttrain.engine.canary import check_canary
+from posttrain.engine.distributed import share_out
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
 from posttrain.errors import ModelError
@@ -203,11 +204,11 @@ class _Piece:
     count: int
 
 
-def _plan(requests: Sequence[Request], *, samples: int, batch: int) -> list[list[_Piece]]:
-    """Batches of at most `batch` rows, prompts of like length together."""
+def _plan(requests: Sequence[Request], own: Sequence[int], *, samples: int, batch: int) -> list[list[_Piece]]:
+    """The requests `own` in batches of at most `batch` rows, prompts of like length together."""
     batches: list[list[_Piece]] = []
     room = 0
-    for index in sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), i)):
+    for index in sorted(own, key=lambda i: (-len(requests[i].prompt_ids), i)):
         for first in range(0, samples, batch):
             count = min(batch, samples - first)
             if count > room:
@@ -219,7 +220,10 @@ def _plan(requests: Sequence[Request], *, samples: int, batch: int) -> list[list
 
 
 class TransformersEngine:
-    """RolloutEngine in this process. Weights are shared with the model passed in, not copied."""
+    """RolloutEngine in the stage's own processes, each of which answers its share of the requests.
+
+    Weights are shared with the model passed in, not copied.
+    """
 
     def __init__(self, policy: Policy, *, batch: int, tolerance: float) -> None:
         self.version = 0
@@ -244,11 +248,17 @@ class TransformersEngine:
     ) -> list[Rollout]:
         self._check_lengths(requests, generation.max_new_tokens)
         stops = [self._end_id] if stop_ids is None else list(stop_ids)
-        answers: dict[tuple[int, int], Rollout] = {}
-        with _decoding(self._model):
-            for pieces in _plan(requests, samples=samples, batch=self._batch):
-                answers |= self._run(requests, pieces, samples=samples, generation=generation, seed=seed, stops=stops)
-        return [answers[request, sample] for request in range(len(requests)) for sample in range(samples)]
+
+        def answer(own: Sequence[int]) -> list[list[Rollout]]:
+            answers: dict[tuple[int, int], Rollout] = {}
+            with _decoding(self._model):
+                for pieces in _plan(requests, own, samples=samples, batch=self._batch):
+                    answers |= self._run(
+                        requests, pieces, samples=samples, generation=generation, seed=seed, stops=stops
+                    )
+            return [[answers[request, sample] for sample in range(samples)] for request in own]
+
+        return [rollout for group in share_out(range(len(requests)), answer) for rollout in group]
 
     def load_weights(self, model: PreTrainedModel, version: int) -> None:
         self._model = model

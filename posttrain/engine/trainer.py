@@ -23,13 +23,12 @@ from typing import Any, TypeVar
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.engine.distributed import all_max, all_sum, start_processes, world_size
+from posttrain.engine.distributed import all_max, all_sum, gather_objects, start_processes, world_size
 from posttrain.engine.policy import DTYPES
 from posttrain.engine.schedule import learning_rate
 from posttrain.errors import NonFiniteError
@@ -170,19 +169,20 @@ class Trainer:
     def _rounds(self, micro_batches: Sequence[Item]) -> Iterator[tuple[Item, float]]:
         """Micro-batches with weight 1; then, where other ranks have more, the last one again with weight 0.
 
-        Every rank must take part in every exchange of gradients.
+        Every rank must take part in every exchange of gradients; one that has no micro-batch borrows another's.
         """
-        if not micro_batches:
-            raise ValueError("a step needs at least one micro-batch on every rank, got none")
-        most = len(micro_batches)
-        if world_size() > 1:
-            count = torch.tensor(most, device=self.model.device)
-            dist.all_reduce(count, op=dist.ReduceOp.MAX)
-            most = int(count)
+        counts = gather_objects(len(micro_batches))
+        if not max(counts):
+            raise ValueError("a step needs at least one micro-batch, got none on any rank")
+        idle = micro_batches[-1] if micro_batches else None
+        if not min(counts):
+            lent = gather_objects(idle)
+            idle = next(item for item in (idle, *lent) if item is not None)
         for item in micro_batches:
             yield item, 1.0
-        for _ in range(most - len(micro_batches)):
-            yield micro_batches[-1], 0.0
+        for _ in range(max(counts) - len(micro_batches)):
+            assert idle is not None
+            yield idle, 0.0
 
     def _refresh_model(self) -> None:
         """Bring the caller's model up to date with the partitioned copy (ZeRO 3); otherwise they are one."""

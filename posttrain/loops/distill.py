@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from posttrain.errors import ModelError
 from posttrain.loops.clock import Clock
 from posttrain.loops.rl import summary, sync
 from posttrain.loops.rl_batch import mean
-from posttrain.loops.rl_step import from_first_rank, token_ids
+from posttrain.loops.rl_step import token_ids
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, response_length, response_mask
 from posttrain.losses.distill import DIVERGENCES
 from posttrain.records import Message, Problem, Rollout
@@ -71,7 +70,7 @@ def run_distill(
         clock = Clock()
         with clock("generate"):
             drawn = draw(student, problems, section, seed=f"{seed}:{step}")
-            sampled = from_first_rank(partial(write, student, rollouts, drawn, section, f"{seed}:{step}"))
+            sampled = write(student, rollouts, drawn, section, f"{seed}:{step}")
         with clock("update"):
             responses = [token_ids(rollout) for rollout in sampled]
             tokens = sum(len(response) for _, response in responses)

@@ -17,7 +17,6 @@ from posttrain.engine.rollout import RolloutEngine
 from posttrain.loops.heldout import look_at_heldout
 from posttrain.loops.rft import run_rft
 from posttrain.loops.rl import as_eval, run_rl
-from posttrain.loops.rl_step import from_first_rank
 from posttrain.records import Problem
 
 Log = Callable[[dict[str, float], int], None]
@@ -100,7 +99,7 @@ def _by_rft(
 
     Steps are those of the fine-tuning, with one look before the first and one after the last.
     """
-    before = from_first_rank(look)
+    before = look()
     log(as_eval(before), 0)
     summary = run_rft(
         policy,
@@ -119,7 +118,7 @@ def _by_rft(
         checkpoints=at,
         save_every=section.save_every,
     )
-    after = from_first_rank(look)
+    after = look()
     log(as_eval(after), summary["steps"])
     return {**summary, "heldout": {"0": before, str(summary["steps"]): after}}
 

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from posttrain.engine.distributed import rank
+from posttrain.engine.distributed import from_first_rank, rank
 from posttrain.files import write_atomic
-from posttrain.loops.scoring import Response, score
+from posttrain.loops.scoring import Response, shared_score
 
 Sums = dict[str, list[float]]
 """Name -> log-probability of each response (nats, summed over its tokens)."""
@@ -35,11 +35,14 @@ def reference_sums(
     """Those of `responses` under `reference`: from `file`, or computed and written there; all of them on every rank."""
     reference.eval()
     key = _digest([_weights_digest(reference), dict(responses)])
-    kept = _read(file, key, note)
+    kept = from_first_rank(lambda: _read(file, key, note))
     if kept is not None:
         return kept
     sums = {
-        name: [float(x.sum()) for x in score(reference, some, micro_batch_tokens=micro_batch_tokens, temperature=1.0)]
+        name: [
+            float(x.sum())
+            for x in shared_score(reference, some, micro_batch_tokens=micro_batch_tokens, temperature=1.0)
+        ]
         for name, some in responses.items()
     }
     if rank() == 0:

@@ -16,11 +16,9 @@ from typing import Any
 
 from posttrain import config
 from posttrain.engine.batching import Example
-from posttrain.engine.distributed import rank
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.errors import StageError
-from posttrain.loops.rl_step import from_first_rank
 from posttrain.loops.sample import Sample, sample_problems
 from posttrain.loops.select import distinct, is_right
 from posttrain.loops.sft import run_sft
@@ -51,18 +49,9 @@ def run_rft(
     checkpoint, with the result of a run that was never interrupted. Raises StageError when nothing is right.
     """
 
-    def sampled() -> list[list[Sample]]:
-        return sample_problems(
-            rollouts,
-            policy.tokenizer,
-            problems,
-            mode="think",
-            samples=samples,
-            generation=generation,
-            seed=seed,
-        )
-
-    groups = from_first_rank(sampled)
+    groups = sample_problems(
+        rollouts, policy.tokenizer, problems, mode="think", samples=samples, generation=generation, seed=seed
+    )
     kept, counts = keep_right(groups, max_per_problem=max_per_problem)
     summary = run_sft(
         policy,
@@ -77,8 +66,7 @@ def run_rft(
         checkpoints=checkpoints,
         save_every=save_every,
     )
-    if rank() == 0:
-        rollouts.load_weights(policy.model, version=1)
+    rollouts.load_weights(policy.model, version=1)
     return {**counts, **summary}
 
 

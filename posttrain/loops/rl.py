@@ -7,14 +7,13 @@ something else changes this page.
 Prompts whose samples all have the same reward teach nothing and cost no forward pass; they stay in the denominators, as
 dropping them would make the step larger the fewer prompts teach something.
 
-With several ranks the first samples and verifies, all train their share of the responses.
+With several ranks all sample, verify and train their share of the responses, and all know the whole batch.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +34,6 @@ from posttrain.loops.rl_state import Learner
 from posttrain.loops.rl_step import (
     Counts,
     Trajectory,
-    from_first_rank,
     make_loss,
     make_micro_batches,
     mean,
@@ -43,7 +41,7 @@ from posttrain.loops.rl_step import (
     token_ids,
 )
 from posttrain.loops.rl_value import make_value_loss, value_step_metrics
-from posttrain.loops.scoring import score
+from posttrain.loops.scoring import shared_score
 from posttrain.loops.steps import make_step_scorer
 from posttrain.losses.reduce import Denominators
 from posttrain.records import Problem
@@ -93,13 +91,13 @@ def run_rl(
         history, measured = state["history"], state["measured"]
         sync(learner.trainer, rollouts, version=len(history))
     elif 0 in measure_at:
-        measured["0"] = from_first_rank(measure)
+        measured["0"] = measure()
         log(as_eval(measured["0"]), 0)
     for step in range(len(history), section.steps):
         clock = Clock()
         weights = weights_at(step, section)
         learner.begin(step)
-        batch = from_first_rank(partial(collector.collect, step, weights, f"{seed}:{step}", clock))
+        batch = collector.collect(step, weights, f"{seed}:{step}", clock)
         with clock("update"):
             trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
         with clock("sync"):
@@ -108,7 +106,7 @@ def run_rl(
         history.append(batch.metrics | trained)
         metrics = history[-1] | clock.metrics(tokens=batch.tokens)
         if step + 1 in measure_at:
-            measured[str(step + 1)] = from_first_rank(measure)
+            measured[str(step + 1)] = measure()
             metrics |= as_eval(measured[str(step + 1)])
         log(metrics, step + 1)
         if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
@@ -170,7 +168,7 @@ def prepare(learner: Learner, batch: Batch, section: config.Rl) -> dict[int, lis
     kept = [(p, g) for p in taught for g, is_trained in enumerate(batch.trained[p]) if is_trained]
     old: list[Tensor | None] = [None] * len(kept)
     if several:
-        old[:] = score(
+        old[:] = shared_score(
             learner.trainer.model,
             [token_ids(batch.samples[p][g].rollout) for p, g in kept],
             micro_batch_tokens=section.micro_batch_tokens,
@@ -202,8 +200,7 @@ def count(batch: Batch, prompts: Sequence[int], chosen: Sequence[Trajectory], se
 
 def sync(trainer: Trainer, rollouts: RolloutEngine, *, version: int) -> None:
     """Let the sampler use the weights just trained; it proves that it does, or stops the run."""
-    if rank() == 0:
-        rollouts.load_weights(trainer.model, version)
+    rollouts.load_weights(trainer.model, version)
 
 
 def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

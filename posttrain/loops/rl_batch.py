@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from posttrain import config
 from posttrain.chat.template import END_OF_TEXT, TURN_END, render_prompt, special_id
+from posttrain.engine.distributed import share_out
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import VerifierError
 from posttrain.loops.clock import Clock
@@ -25,7 +27,7 @@ from posttrain.loops.rl_state import Learner
 from posttrain.loops.rl_step import mean, token_ids
 from posttrain.loops.rl_value import predict_values
 from posttrain.loops.sample import Sample, read_samples
-from posttrain.loops.scoring import score
+from posttrain.loops.scoring import shared_score
 from posttrain.losses.kl import k3
 from posttrain.records import Message, Problem
 from posttrain.rewards import terms
@@ -114,7 +116,8 @@ class Collector:
         """Weighted reward terms, minus the KL where it is part of the reward, and the advantages that follow."""
         refuse_unverified(samples, self.section.max_unverified)
         limit = self.section.generation.max_new_tokens
-        rewarded = total_rewards([as_group(group, limit) for group in samples], weights, self.terms)
+        groups = [as_group(group, limit) for group in samples]
+        rewarded = share_out(groups, lambda own: total_rewards(own, weights, self.terms))
         unfinished_PG = torch.tensor([[sample.rollout.finish != "stop" for sample in group] for group in samples])
         scores_PG = torch.tensor([total_G for total_G, _ in rewarded], dtype=torch.float64)
         scores_PG = recipe.truncation(scores_PG, unfinished_PG, amount=recipe.truncation_amount)
@@ -161,7 +164,7 @@ class Collector:
         everywhere = recipe.kl_in_reward or recipe.kl_in_loss
         keys = [(p, g) for p, group in enumerate(samples) for g in range(len(group)) if everywhere or g < WATCHED]
         rollouts = [samples[p][g].rollout for p, g in keys]
-        scores = score(
+        scores = shared_score(
             self.learner.reference,
             [token_ids(rollout) for rollout in rollouts],
             micro_batch_tokens=self.section.micro_batch_tokens,
@@ -177,9 +180,8 @@ class Collector:
         if self.learner.critic is None:
             return []
         responses = [token_ids(sample.rollout) for group in samples for sample in group]
-        values = iter(
-            predict_values(self.learner.critic.model, responses, micro_batch_tokens=self.section.micro_batch_tokens)
-        )
+        predict = partial(predict_values, self.learner.critic.model, micro_batch_tokens=self.section.micro_batch_tokens)
+        values = iter(share_out(responses, predict))
         return [[next(values) for _ in group] for group in samples]
 
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from posttrain.engine.batching import micro_batches
-from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import wanted_logits
 from posttrain.engine.trainer import StepStats
 from posttrain.loops.recipe import Recipe
@@ -68,18 +65,6 @@ class Counts:
     loss: Denominators
     trained_tokens: int
     """Tokens that metrics are averaged over."""
-
-
-Made = TypeVar("Made")
-
-
-def from_first_rank(make: Callable[[], Made]) -> Made:
-    """What the first rank makes, on every rank."""
-    if world_size() == 1:
-        return make()
-    box: list[Made | None] = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(box)
-    return cast(Made, box[0])
 
 
 def token_ids(rollout: Rollout) -> Response:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.chat.split import Parts, answer_form, extract_answer, split_response
 from posttrain.chat.template import decode_ids, render_prompt, special_id, with_flag
 from posttrain.config import Engine, Generation
+from posttrain.engine.distributed import share_out
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request, RolloutEngine, make_engine
 from posttrain.loops.verification import verify_all
@@ -88,7 +90,11 @@ def sample_policy(
 def read_samples(
     tokenizer: PreTrainedTokenizerFast, responses: Sequence[tuple[Problem, Mode, Rollout]]
 ) -> list[Sample]:
-    """Decode and split the responses, and have them verified together."""
+    """Decode and split the responses, and have them verified; each rank its share."""
+    return share_out(responses, partial(_read, tokenizer))
+
+
+def _read(tokenizer: PreTrainedTokenizerFast, responses: Sequence[tuple[Problem, Mode, Rollout]]) -> list[Sample]:
     texts = [decode_ids(tokenizer, rollout.response_ids) for _, _, rollout in responses]
     forms = [answer_form(problem.verifier) for problem, _, _ in responses]
     answers = [

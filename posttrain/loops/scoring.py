@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from posttrain.engine.batching import micro_batches, pad
+from posttrain.engine.distributed import share_out
 from posttrain.engine.policy import sequence_logprobs
 
 MICRO_BATCH_TOKENS = 16384
@@ -48,6 +49,15 @@ def score(
         for row, index in enumerate(indices):
             scores[index] = logprobs_BT[row][mask_BT[row]]
     return scores
+
+
+def shared_score(
+    model: PreTrainedModel, responses: Sequence[Response], *, micro_batch_tokens: int, temperature: float
+) -> list[Tensor]:
+    """`score` of responses that all ranks have, each rank its share."""
+    return share_out(
+        responses, lambda own: score(model, own, micro_batch_tokens=micro_batch_tokens, temperature=temperature)
+    )
 
 
 def epoch_batches(count: int, *, size: int, epochs: float, seed: int) -> list[list[int]]:

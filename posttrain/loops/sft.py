@@ -60,9 +60,9 @@ def run_sft(
         clock = Clock()
         chosen = [kept[index] for index in plan[step]]
         parts = packed_parts(chosen, sequence_length=sequence_length, pad_id=policy.tokenizer.pad_token_id)
-        trained = sum(int(part.trained_BT.sum()) for part in parts)
-        own = [part.to(trainer.model.device) for part in parts[rank() :: world_size()]]
-        stats = trainer.step(own, make_loss(tokens=trained))
+        # The first token of an example is predicted by nothing.
+        trained = sum(sum(mask[1:]) for _, mask in chosen)
+        stats = trainer.step([part.to(trainer.model.device) for part in parts], make_loss(tokens=trained))
         losses.append(stats.loss)
         measured = {"train/loss": stats.loss, "train/grad_norm": stats.grad_norm, "train/learning_rate": stats.lr}
         log(measured | clock.metrics(tokens=sum(len(ids) for ids, _ in chosen)), step + 1)
@@ -101,10 +101,11 @@ def plan_steps(lengths: Sequence[int], *, epochs: float, batch_tokens: int, seed
 
 
 def packed_parts(examples: Sequence[Example], *, sequence_length: int, pad_id: int) -> list[PackedRows]:
-    """The step's examples as micro-batches of packed rows, at least one per rank where there are rows enough."""
+    """This rank's share of the step's examples, as micro-batches of packed rows."""
     rows = [[examples[i] for i in row] for row in pack([len(ids) for ids, _ in examples], length=sequence_length)]
-    size = max(1, min(MICRO_BATCH_TOKENS // sequence_length, len(rows) // world_size()))
-    return [collate(rows[start : start + size], pad_id=pad_id) for start in range(0, len(rows), size)]
+    own = rows[rank() :: world_size()]
+    size = max(1, MICRO_BATCH_TOKENS // sequence_length)
+    return [collate(own[start : start + size], pad_id=pad_id) for start in range(0, len(own), size)]
 
 
 def make_loss(*, tokens: int) -> LossFn[PackedRows]:

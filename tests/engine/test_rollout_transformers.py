@@ -164,10 +164,10 @@ def test_canary_difference_is_the_largest_over_sampled_tokens() -> None:
 
 def test_plan_keeps_groups_together_and_every_sample_once() -> None:
     requests = [Request(str(i), (5,) * n) for i, n in enumerate((3, 9, 5, 9))]
-    batches = rollout_transformers._plan(requests, samples=4, batch=8)
+    batches = rollout_transformers._plan(requests, range(len(requests)), samples=4, batch=8)
     assert [[(p.request, p.first, p.count) for p in batch] for batch in batches] == [
         [(1, 0, 4), (3, 0, 4)],
         [(2, 0, 4), (0, 0, 4)],
     ]
-    split = rollout_transformers._plan(requests[:1], samples=7, batch=3)
+    split = rollout_transformers._plan(requests, range(1), samples=7, batch=3)
     assert [[(p.first, p.count) for p in batch] for batch in split] == [[(0, 3)], [(3, 3)], [(6, 1)]]

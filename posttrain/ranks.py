@@ -1,0 +1,164 @@
+"""The processes of one stage on this machine: copies of this one, made before it has done anything.
+
+A CPU trains small models faster with two processes of one thread than with one of two: their arithmetic is too short to
+be divided, their Python runs side by side. The copies (fork) share what was imported, and die with the first process.
+Where a launcher (`deepspeed`, `torchrun`) has started the ranks, nothing is started here.
+
+Every rank runs the same program and takes its share of the work in posttrain.engine.distributed; files, tracking and
+messages are the first rank's alone (posttrain.job). Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from posttrain.errors import StageError
+
+PR_SET_PDEATHSIG = 1
+END_SECONDS = 60.0
+"""For the other ranks to end after the first one has."""
+LAST_WORDS_SECONDS = 2.0
+"""For the other ranks to say what is wrong, when the first one has failed."""
+
+
+class RankError(StageError):
+    """Another rank of the stage failed: names it, and where its output is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a rank says when it fails."""
+
+    rank: int
+    when: float
+    """time.monotonic(), which all processes of a machine share."""
+    code: int | None
+    """Exit code of a known error; None: a crash."""
+    message: str
+
+
+@dataclass(slots=True)
+class Ranks:
+    """This process among those of its stage."""
+
+    rank: int
+    folder: Path
+    """Where the other ranks leave their output (`<rank>.log`) and how they failed (`<rank>.json`)."""
+    _others: dict[int, int] = field(default_factory=dict)
+    """Rank -> pid of the copies that still run; empty in the copies."""
+
+    def wait(self) -> None:
+        """The stage is done: the others must end by themselves. Raises RankError when one does not, or failed."""
+        end = time.monotonic() + END_SECONDS
+        while self._others and time.monotonic() < end:
+            self._collect()
+            time.sleep(0.01)
+        late = sorted(self._others)
+        self.kill()
+        if late:
+            raise RankError(
+                f"rank {late[0]} did not end within {END_SECONDS:.0f} s of the first one; {self.output_of(late[0])}"
+            )
+
+    def failures(self) -> list[Failure]:
+        """How the others failed, the earliest first; ends all of them."""
+        end = time.monotonic() + LAST_WORDS_SECONDS
+        while self._others and time.monotonic() < end:
+            with contextlib.suppress(RankError):
+                self._collect()
+            time.sleep(0.01)
+        self.kill()
+        found = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in self.folder.glob("*.json")]
+        return sorted(found, key=lambda failure: failure.when)
+
+    def fail(self, code: int | None, message: str) -> None:
+        """Say how this rank failed."""
+        failure = Failure(self.rank, time.monotonic(), code, message)
+        partial = self.folder / f"{self.rank}.partial"
+        partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+        os.replace(partial, self.folder / f"{self.rank}.json")
+
+    def kill(self) -> None:
+        """End what still runs of the others."""
+        while self._others:
+            _, pid = self._others.popitem()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def _collect(self) -> None:
+        """Take note of those that have ended; raises RankError for one that did not end well."""
+        for rank, pid in list(self._others.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
+            del self._others[rank]
+            if code := os.waitstatus_to_exitcode(status):
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                raise RankError(f"rank {rank} ended with {how}; {self.output_of(rank)}")
+
+    def output_of(self, rank: int) -> str:
+        """Where to read more."""
+        return f"its output: {self.folder / f'{rank}.log'}"
+
+
+def launched_rank() -> int:
+    """The rank that a launcher gave this process; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start_ranks(count: int, folder: Path) -> Ranks:
+    """Make `count` - 1 copies of this process, which return from here too, with their output in `folder`.
+
+    To be called while this process has one thread and has not computed anything: neither threads nor the state of a
+    device survive a fork.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return Ranks(launched_rank(), folder)
+    for path in folder.glob("*.*"):
+        path.unlink()
+    if count == 1:
+        return Ranks(0, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Where the machine's own name has no address, gloo would find no device by itself.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    first = os.getpid()
+    ranks = Ranks(0, folder)
+    for rank in range(1, count):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            _become(rank, first, folder / f"{rank}.log")
+            return Ranks(rank, folder)
+        ranks._others[rank] = pid
+    return ranks
+
+
+def _become(rank: int, first: int, log: Path) -> None:
+    """This copy is `rank` from now on, writes to `log`, and dies when the first process does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != first:
+        os._exit(1)
+    # The first process is asked to stop, and ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
