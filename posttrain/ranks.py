@@ -77,6 +77,9 @@ class Ranks:
                 self._collect()
             time.sleep(0.01)
         self.kill()
+        return self._said()
+
+    def _said(self) -> list[Failure]:
         found = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in self.folder.glob("*.json")]
         return sorted(found, key=lambda failure: failure.when)
 
@@ -104,7 +107,8 @@ class Ranks:
             del self._others[rank]
             if code := os.waitstatus_to_exitcode(status):
                 how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                raise RankError(f"rank {rank} ended with {how}; {self.output_of(rank)}")
+                said = "".join(f": {failure.message}" for failure in self._said() if failure.rank == rank)
+                raise RankError(f"rank {rank} ended with {how}{said}; {self.output_of(rank)}")
 
     def output_of(self, rank: int) -> str:
         """Where to read more."""

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from posttrain.config import MicroModel
+from posttrain.engine.distributed import rank
 from posttrain.errors import ModelError
 
 # Stages show their own progress.
@@ -95,7 +96,9 @@ def _refuse_changed_logits(config: transformers.PretrainedConfig, folder: Path) 
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """Write weights, configs and tokenizer; equal policies give equal bytes."""
+    """Write weights, configs and tokenizer, which the first rank does; equal policies give equal bytes."""
+    if rank() > 0:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
