@@ -297,8 +297,7 @@ def _start(stage: str, processes: int, machine: system.System) -> Ranks:
     folder.mkdir(parents=True, exist_ok=True)
     ranks = start_ranks(processes, folder)
     if processes > 1 and "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        torch.set_num_threads(machine.threads or max(1, torch.get_num_threads() // processes))
+        sys.modules["torch"].set_num_threads(system.threads_per_process(machine, processes))
     return ranks
 
 
@@ -323,6 +322,7 @@ def _with_others(ranks: Ranks) -> Iterator[None]:
     A rank that is gone breaks the exchange that the others are in, so the first to fail had the reason.
     """
     try:
+        ranks.watch()
         yield
     except BaseException as error:
         when, known = time.monotonic(), explain(error)

@@ -20,6 +20,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from posttrain.errors import StageError
 
@@ -40,7 +41,7 @@ class Failure:
 
     rank: int
     when: float
-    """time.monotonic(), which all processes of a machine share."""
+    """time.monotonic(), which all processes of a machine share; 0: unknown, it left no word."""
     code: int | None
     """Exit code of a known error; None: a crash."""
     message: str
@@ -55,33 +56,39 @@ class Ranks:
     """Where the other ranks leave their output (`<rank>.log`) and how they failed (`<rank>.json`)."""
     _others: dict[int, int] = field(default_factory=dict)
     """Rank -> pid of the copies that still run; empty in the copies."""
+    _watching: bool = False
+    _failed: list[Failure] = field(default_factory=list)
+
+    def watch(self) -> None:
+        """From now on the end of another rank raises RankError in the main thread, unless it ended well."""
+        if self._others:
+            self._watching = True
+            signal.signal(signal.SIGCHLD, self._look)
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        if self._watching:
+            self._take()
+            for failure in self._failed:
+                raise RankError(f"rank {failure.rank}: {failure.message}; {self.output_of(failure.rank)}")
 
     def wait(self) -> None:
         """The stage is done: the others must end by themselves. Raises RankError when one does not, or failed."""
-        end = time.monotonic() + END_SECONDS
-        while self._others and time.monotonic() < end:
-            self._collect()
-            time.sleep(0.01)
+        self._watching = False
+        self._collect(END_SECONDS)
         late = sorted(self._others)
         self.kill()
+        for failure in self._failed:
+            raise RankError(f"rank {failure.rank}: {failure.message}; {self.output_of(failure.rank)}")
         if late:
-            raise RankError(
-                f"rank {late[0]} did not end within {END_SECONDS:.0f} s of the first one; {self.output_of(late[0])}"
-            )
+            where = self.output_of(late[0])
+            raise RankError(f"rank {late[0]} did not end within {END_SECONDS:.0f} s of the first one; {where}")
 
     def failures(self) -> list[Failure]:
-        """How the others failed, the earliest first; ends all of them."""
-        end = time.monotonic() + LAST_WORDS_SECONDS
-        while self._others and time.monotonic() < end:
-            with contextlib.suppress(RankError):
-                self._collect()
-            time.sleep(0.01)
+        """How the others failed before this one took notice, the earliest first; ends all of them."""
+        self._watching = False
+        self._collect(LAST_WORDS_SECONDS)
         self.kill()
-        return self._said()
-
-    def _said(self) -> list[Failure]:
-        found = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in self.folder.glob("*.json")]
-        return sorted(found, key=lambda failure: failure.when)
+        return sorted(self._failed, key=lambda failure: failure.when)
 
     def fail(self, code: int | None, message: str) -> None:
         """Say how this rank failed."""
@@ -92,23 +99,34 @@ class Ranks:
 
     def kill(self) -> None:
         """End what still runs of the others."""
+        self._watching = False
         while self._others:
             _, pid = self._others.popitem()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
-    def _collect(self) -> None:
-        """Take note of those that have ended; raises RankError for one that did not end well."""
+    def _collect(self, seconds: float) -> None:
+        """Wait for the others to end, and take note of those that did not end well."""
+        end = time.monotonic() + seconds
+        while self._others and time.monotonic() < end:
+            self._take()
+            time.sleep(0.01)
+
+    def _take(self) -> None:
         for rank, pid in list(self._others.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
-            if not ended:
-                continue
-            del self._others[rank]
-            if code := os.waitstatus_to_exitcode(status):
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                said = "".join(f": {failure.message}" for failure in self._said() if failure.rank == rank)
-                raise RankError(f"rank {rank} ended with {how}{said}; {self.output_of(rank)}")
+            if ended:
+                del self._others[rank]
+                self._note(rank, os.waitstatus_to_exitcode(status))
+
+    def _note(self, rank: int, code: int) -> None:
+        said = self.folder / f"{rank}.json"
+        if said.is_file():
+            self._failed.append(Failure(**json.loads(said.read_text(encoding="utf-8"))))
+        elif code:
+            how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            self._failed.append(Failure(rank, 0.0, None, how))
 
     def output_of(self, rank: int) -> str:
         """Where to read more."""

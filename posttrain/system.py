@@ -69,6 +69,11 @@ def processes(system: System) -> int:
     return system.processes or (2 if usable_cores() > 1 and not cuda_device() else 1)
 
 
+def threads_per_process(system: System, processes: int) -> int:
+    """Threads of each of `processes` that share a stage's work."""
+    return system.threads or max(1, usable_cores() // processes)
+
+
 def environment(system: System) -> dict[str, str]:
     """Every variable that the project's own processes want; one that a person has set stays as it is."""
     wanted = {

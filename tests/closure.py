@@ -31,6 +31,7 @@ NEUTRAL = {
     "posttrain/lean_imports.py": "how long a start takes",
     "posttrain/machine.py": "what this machine is",
     "posttrain/progress.py": "what a person sees",
+    "posttrain/ranks.py": "processes",
     "posttrain/system.py": "what this machine is",
     "posttrain/tracking.py": "what MLflow gets",
     "posttrain/mlflow_sink.py": "what MLflow gets",

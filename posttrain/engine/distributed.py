@@ -8,6 +8,7 @@ that exchanges something must be called by all, in the same order.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -16,6 +17,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from posttrain.errors import StageError
 
 Gathered = TypeVar("Gathered")
 Item = TypeVar("Item")
@@ -33,7 +36,11 @@ def start_processes() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if backend == "nccl":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group(backend, timeout=_DEADLINE)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own meeting place
+            dist.init_process_group(backend, timeout=_DEADLINE)
+        else:
+            own, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            dist.init_process_group(backend, store=_meet(own, size), rank=own, world_size=size, timeout=_DEADLINE)
     else:
         for name in ("RANK", "LOCAL_RANK"):
             os.environ.setdefault(name, "0")
@@ -42,6 +49,23 @@ def start_processes() -> None:
     # On a CPU DeepSpeed would compile an exchange through shared memory first: half a minute, and a compiler needed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def _meet(own: int, size: int) -> dist.Store:
+    """The store of the first rank, once all ranks are there.
+
+    A wait inside torch hears no signal, neither a person's nor that of a rank that has died: hence by slices.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, size, is_master=own == 0, timeout=_DEADLINE, wait_for_workers=False)
+    store.set(f"here-{own}", "")
+    end = time.monotonic() + _DEADLINE.total_seconds()
+    for other in range(size):
+        while not store.check([f"here-{other}"]):
+            if time.monotonic() > end:
+                raise StageError(f"rank {other} is not there after {_DEADLINE}; wanted: all {size} ranks")
+            time.sleep(0.01)
+    return dist.PrefixStore("group", store)
 
 
 def world_size() -> int:

@@ -42,6 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_policy(start_policy(), folder / "models/sft")
     write_jsonl(folder / "data/curated/train.jsonl", PROBLEMS)
     shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "system.yaml").write_text("processes: 1\n", encoding="utf-8")  # a test cannot be copied
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         use()
