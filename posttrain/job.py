@@ -33,6 +33,7 @@ from posttrain.config import ConfigError, Params, load_params
 from posttrain.errors import StageError, StageLockedError, Terminated, sigterm_raises
 from posttrain.files import curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
 from posttrain.fingerprint import fingerprint
+from posttrain.progress import progress_line
 from posttrain.ranks import RankError, Ranks, launched_rank, start_ranks
 from posttrain.records import DataError
 
@@ -43,8 +44,6 @@ WORK = Path(".work")
 """Unfinished work: locks, checkpoints, spools. Ignored by git and DVC."""
 VOLATILE = ("time/", "perf/")
 """Metrics that differ from run to run; they never reach reports/."""
-SHOWN = ("train/loss", "reward/accuracy", "reward/mean", "reward/total", "length/mean", "perf/tokens_per_second")
-"""What a line of progress shows, where present, in this order."""
 LINE_SECONDS = 3.0
 """Time between two lines of progress."""
 
@@ -236,19 +235,6 @@ def stage_seed(seed: int, stage: str) -> int:
     """params.seed mixed with the stage's name; the items of one stage (evaluate@sft, evaluate@grpo) share theirs."""
     digest = hashlib.sha256(f"{seed}:{stage.split('@')[0]}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def progress_line(
-    values: Mapping[str, float], step: int, total: int | None, first: tuple[int, float], now: float
-) -> str:
-    """`step 12/70 | train/loss 1.23 | 1:05 left`; `first` is the (step, time) of the run's first step."""
-    parts = [f"step {step}" if total is None else f"step {step}/{total}"]
-    parts += [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
-    done = step - first[0]
-    if total is not None and done > 0:
-        left = round((now - first[1]) / done * (total - step))
-        parts.append(f"{left // 60}:{left % 60:02d} left")
-    return " | ".join(parts)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,22 @@ from rich.text import Text
 
 SIGNS = {"ran": "[green]ran[/]", "restored": "[cyan]restored[/]", "skipped": "[dim]up to date[/]"}
 
+SHOWN = ("train/loss", "reward/accuracy", "reward/mean", "reward/total", "length/mean", "perf/tokens_per_second")
+"""What a line of progress shows, where present, in this order."""
+
+
+def progress_line(
+    values: Mapping[str, float], step: int, total: int | None, first: tuple[int, float], now: float
+) -> str:
+    """`step 12/70 | train/loss 1.23 | 1:05 left`; `first` is the (step, time) of the run's first step."""
+    parts = [f"step {step}" if total is None else f"step {step}/{total}"]
+    parts += [f"{name} {values[name]:.4g}" for name in SHOWN if name in values]
+    done = step - first[0]
+    if total is not None and done > 0:
+        left = round((now - first[1]) / done * (total - step))
+        parts.append(f"{left // 60}:{left % 60:02d} left")
+    return " | ".join(parts)
+
 
 class Display:
     """One line per finished stage and a live one for the present; plain lines where the output is no terminal."""

@@ -14,7 +14,8 @@ import pytest
 
 from posttrain.config import ConfigError
 from posttrain.errors import ModelError, NonFiniteError, StageError
-from posttrain.job import Job, lock_holder, open_job, progress_line, stage_seed
+from posttrain.job import Job, lock_holder, open_job, stage_seed
+from posttrain.progress import progress_line
 from posttrain.records import DataError
 
 ROOT = Path(__file__).resolve().parents[1]

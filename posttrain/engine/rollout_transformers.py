@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -220,10 +221,7 @@ def _plan(requests: Sequence[Request], own: Sequence[int], *, samples: int, batc
 
 
 class TransformersEngine:
-    """RolloutEngine in the stage's own processes, each of which answers its share of the requests.
-
-    Weights are shared with the model passed in, not copied.
-    """
+    """RolloutEngine in the stage's processes, by shares. Weights are shared with the model passed in, not copied."""
 
     def __init__(self, policy: Policy, *, batch: int, tolerance: float) -> None:
         self.version = 0
@@ -233,9 +231,7 @@ class TransformersEngine:
         self._tolerance = tolerance
         kinds = set(getattr(policy.model.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
-            raise ModelError(
-                f"layers of type {', '.join(sorted(kinds))}; wanted: full_attention only, or rollout: vllm"
-            )
+            raise ModelError(f"layers of type {', '.join(sorted(kinds))}; wanted: full_attention, or rollout: vllm")
 
     def generate(
         self,
@@ -251,11 +247,10 @@ class TransformersEngine:
 
         def answer(own: Sequence[int]) -> list[list[Rollout]]:
             answers: dict[tuple[int, int], Rollout] = {}
+            run = partial(self._run, requests, samples=samples, generation=generation, seed=seed, stops=stops)
             with _decoding(self._model):
                 for pieces in _plan(requests, own, samples=samples, batch=self._batch):
-                    answers |= self._run(
-                        requests, pieces, samples=samples, generation=generation, seed=seed, stops=stops
-                    )
+                    answers |= run(pieces)
             return [[answers[request, sample] for sample in range(samples)] for request in own]
 
         return [rollout for group in share_out(range(len(requests)), answer) for rollout in group]
