@@ -34,28 +34,32 @@ from tests.loops.toy import (
 Loop = Callable[[Path, Journal], tuple[Any, dict[str, Any]]]
 
 
-def sft(folder: Path, journal: Journal) -> tuple[Any, dict[str, Any]]:
-    """Of three steps one has a single row, so that a second rank has none."""
-    policy = start_policy()
-    turns = [(Message("user", q), Message("assistant", "\\boxed{7}", thinking="so")) for q in QUESTIONS]
-    examples = [encode_example(policy.tokenizer, Conversation("c", "p", turn, "think")) for turn in turns]
-    summary = run_sft(
-        policy,
-        examples,
-        optimizer=optimizer(),
-        epochs=2.0,
-        batch_tokens=60,
-        sequence_length=64,
-        engine=ENGINE,
-        seed=3,
-        log=journal,
-        checkpoints=folder,
-        save_every=2,
-    )
-    return policy, summary
+def sft(zero_stage: int = 0) -> Loop:
+    """Some steps have a single row, so that a second rank has none."""
+
+    def loop(folder: Path, journal: Journal) -> tuple[Any, dict[str, Any]]:
+        policy = start_policy()
+        turns = [(Message("user", q), Message("assistant", "\\boxed{7}", thinking="so")) for q in QUESTIONS]
+        examples = [encode_example(policy.tokenizer, Conversation("c", "p", turn, "think")) for turn in turns]
+        summary = run_sft(
+            policy,
+            examples,
+            optimizer=optimizer(),
+            epochs=2.0,
+            batch_tokens=60,
+            sequence_length=64,
+            engine=ENGINE.model_copy(update={"zero_stage": zero_stage}),
+            seed=3,
+            log=journal,
+            checkpoints=folder,
+            save_every=2,
+        )
+        return policy, summary
+
+    return loop
 
 
-def rl(name: str, **changes: Any) -> Loop:
+def rl(name: str, zero_stage: int = 0, **changes: Any) -> Loop:
     def loop(folder: Path, journal: Journal) -> tuple[Any, dict[str, Any]]:
         policy = start_policy()
         summary = run_rl(
@@ -63,7 +67,7 @@ def rl(name: str, **changes: Any) -> Loop:
             PROBLEMS,
             section=rl_section(name, **({"steps": 3} | changes)),
             rollouts=sampler_of(policy),
-            engine=ENGINE,
+            engine=ENGINE.model_copy(update={"zero_stage": zero_stage}),
             seed=5,
             log=journal,
             checkpoints=folder,
@@ -98,8 +102,12 @@ def rft(folder: Path, journal: Journal) -> tuple[Any, dict[str, Any]]:
 
 
 LOOPS: dict[str, Loop] = {
-    "sft": sft,
+    "sft": sft(),
+    "sft, ZeRO 1": sft(zero_stage=1),
+    "sft, ZeRO 3": sft(zero_stage=3),
     "dr_grpo": rl("dr_grpo"),
+    "dr_grpo, ZeRO 2": rl("dr_grpo", zero_stage=2),
+    "dr_grpo, ZeRO 3": rl("dr_grpo", zero_stage=3),
     "ppo": rl("ppo", steps=5),
     "dapo, several steps": rl("dapo", epochs=2, minibatches=2),
     "rft": rft,
