@@ -1,19 +1,31 @@
-"""Stage report: one page that a person would rather look at than read."""
+"""Stage report: all models compared, on one page that a person would rather look at than read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain.evals import across_figures
+from posttrain.evals.across import compare_models, win_matrix
 from posttrain.evals.inputs import load_inputs
 from posttrain.evals.page import build_page
-from posttrain.job import open_job
+from posttrain.job import open_job, stage_seed
 
 
 def main() -> None:
     with open_job("report") as job:
-        page = build_page(load_inputs(), prompts=job.params.report.prompts)
+        inputs = load_inputs()
+        across = compare_models(
+            inputs.rows,
+            draws=job.params.evaluate.bootstrap,
+            bins=job.params.evaluate.ece_bins,
+            seed=stage_seed(job.params.seed, "evaluate"),
+        )
+        page = build_page(inputs, across, prompts=job.params.report.prompts)
         with job.publish_file(Path("reports/index.html")) as file:
             file.write_text(page, encoding="utf-8")
+        job.figure("win-rates", across_figures.win_matrix(win_matrix(across["win_rates"])))
+        job.figure("reliability", across_figures.reliability(across["calibration"]))
+        job.report(across)
         job.note("reports/index.html")
 
 

@@ -87,28 +87,32 @@ def measure(forecasts: Sequence[Forecast], counts_RQ: Floats, *, bins: int, floo
         "nll": _surprise(forecasts, 1.0, floor),
     }
     width, width_R = ece(forecasts, bins=bins), ece_draws(forecasts, counts_RQ, bins=bins)
-    mass = ece(forecasts, bins=bins, equal_mass=True)
-    mass_R = ece_draws(forecasts, counts_RQ, bins=bins, equal_mass=True)
     ranked = auroc(confidence, correct, question, draws=counts_RQ.shape[0], seed=seed)
     return {
         "forecasts": len(forecasts),
         **{name: _mean(value_N, question, counts_RQ).to_json() for name, value_N in means.items()},
         "ece": _around(width, width_R).to_json(),
         "ece_debiased": max(0.0, 2.0 * width - float(width_R.mean())),
-        "ece_equal_mass": _around(mass, mass_R).to_json(),
+        "ece_equal_mass": ece_equal_mass(forecasts, counts_RQ, bins=bins).to_json(),
         "auroc": None if ranked is None else ranked.to_json(),
         "reliability": [dataclasses.asdict(bar) for bar in reliability(forecasts, bins=bins)],
     }
 
 
-def reliability(forecasts: Sequence[Forecast], *, bins: int) -> list[Bin]:
-    """The bars of a reliability diagram (equal width), empty bins left out.
+def ece_equal_mass(forecasts: Sequence[Forecast], counts_RQ: Floats, *, bins: int) -> Interval:
+    """ECE over bins of equal mass, with the spread of its draws without what resampling added."""
+    found_R = ece_draws(forecasts, counts_RQ, bins=bins, equal_mass=True)
+    return _around(ece(forecasts, bins=bins, equal_mass=True), found_R)
+
+
+def reliability(forecasts: Sequence[Forecast], *, bins: int, equal_mass: bool = False) -> list[Bin]:
+    """The bars of a reliability diagram, empty bins left out.
 
     Wilson bounds as of one forecast per question: those of one question may all be right or wrong together, and
     counting each would make the bars too short.
     """
     confidence, correct, question = columns(forecasts)
-    index = bin_index(confidence, bins=bins, equal_mass=False)
+    index = bin_index(confidence, bins=bins, equal_mass=equal_mass)
     bars = []
     for here in (index == b for b in range(bins)):
         if count := int(here.sum()):

@@ -62,6 +62,8 @@ STYLE: Any = {
     "xtick.major.size": 3,
     "ytick.major.size": 0,
 }
+PAPER: Any = {**STYLE, "figure.facecolor": PALETTE["paper"]}
+"""For figures that are files too: on a ground of their own they can be read on any page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +112,9 @@ def curves(
 
 @matplotlib.rc_context(STYLE)
 def length_and_accuracy(
-    points: Sequence[Mapping[str, float]], *, start: float, curve: Mapping[str, Sequence[float]] | None = None
+    points: Sequence[Mapping[str, float]], *, start: float | None, curve: Mapping[str, Sequence[float]] | None = None
 ) -> Figure:
-    """Accuracy above, tokens per answer below, and where the length reward starts.
+    """Accuracy above, tokens per answer below, and where the length reward starts; None: there is none.
 
     `points` are looks at the held-out questions (step, accuracy, tokens_correct), drawn as dots with their values;
     `curve` are the columns of training (step, reward/accuracy, length/correct, length/wrong), drawn as lines.
@@ -137,8 +139,9 @@ def length_and_accuracy(
             right = point is not points[0]
             offset = (-5, -8) if right else (6, -8)
             _write(axes, value, (point["step"], point[key]), offset=offset, ha="right" if right else "left", va="top")
-        axes.axvline(start, color=PALETTE["ink"], linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
-        axes.axvspan(start, last, color=PALETTE["ink"], alpha=0.05, linewidth=0)
+        if start is not None:
+            axes.axvline(start, color=PALETTE["ink"], linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+            axes.axvspan(start, last, color=PALETTE["ink"], alpha=0.05, linewidth=0)
         _finish(axes, x="step" if axes is lower else "", y="", percent=axes is upper)
     lower.set_ylim(bottom=0)
     upper.margins(y=0.2)
@@ -147,7 +150,8 @@ def length_and_accuracy(
         _spread_labels(axes, curve["step"] if curve else (), lines, rows=2, space=8)
     upper.set_title("accuracy (dots: held-out)", loc="left", fontsize=9.5, color=PALETTE["muted"], pad=6)
     lower.set_title("tokens per answer", loc="left", fontsize=9.5, color=PALETTE["muted"], pad=6)
-    _write(upper, "length reward starts", (start, 1.0), above=True, offset=(-5, -2), ha="right", va="top")
+    if start is not None:
+        _write(upper, "length reward starts", (start, 1.0), above=True, offset=(-5, -2), ha="right", va="top")
     return figure
 
 
@@ -168,38 +172,6 @@ def pass_rate_histogram(histogram: Mapping[str, int], *, kept: tuple[float, floa
     _finish(axes, x=f"right answers of {samples} samples", y="prompts")
     axes.set_xticks(right, words)
     axes.margins(y=0.1)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def reliability(models: Mapping[str, Sequence[Mapping[str, float]]], colors: Sequence[str]) -> Figure:
-    """Accuracy against confidence with Wilson bars; the diagonal is where confidence means what it says."""
-    figure, axes = _axes(height=TALL)
-    axes.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=1, linestyle=(0, (2, 3)))
-    _write(axes, "calibrated", (0.62, 0.62), offset=(5, -4), ha="left", va="top", color="muted")
-    most = max(bar["count"] for bars in models.values() for bar in bars)
-    for place, ((model, bars), color) in enumerate(zip(models.items(), colors, strict=True)):
-        x = np.array([bar["confidence"] for bar in bars])
-        y = np.array([bar["accuracy"] for bar in bars])
-        axes.vlines(x, [bar["low"] for bar in bars], [bar["high"] for bar in bars], color=PALETTE[color], linewidth=1.2)
-        axes.plot(x, y, color=PALETTE[color], linewidth=1.2, alpha=0.6)
-        sizes = [14 + 90 * bar["count"] / most for bar in bars]
-        axes.scatter(x, y, s=sizes, color=PALETTE[color], edgecolors=PALETTE["paper"], linewidths=0.8, zorder=3)
-        _write(
-            axes,
-            model,
-            (0.0, 1.0),
-            above=True,
-            offset=(6, -5 - 15 * place),
-            ha="left",
-            va="top",
-            color=color,
-            bold=True,
-        )
-    _finish(axes, x="confidence: how often the answer is repeated", y="accuracy", percent=True)
-    axes.xaxis.set_major_formatter(_percent())
-    axes.set_xlim(-0.04, 1.04)
-    axes.set_ylim(-0.03, 1.04)
     return figure
 
 

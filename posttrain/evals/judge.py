@@ -9,6 +9,7 @@ Shapes: G samples of a prompt; Q questions, I and J samples of the two models.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -47,6 +48,11 @@ class WinRate:
     """Shares of all comparisons decided at each level of the rule; with `ties` they sum to 1."""
     by_script: float
     by_length: float
+
+    def to_json(self) -> dict[str, float]:
+        """The rate with its bounds, and the shares."""
+        parts = dataclasses.asdict(self)
+        return {**self.rate.to_json(), **{name: value for name, value in parts.items() if name != "rate"}}
 
 
 def margin(first: Judged, second: Judged) -> float:

@@ -7,7 +7,6 @@ date: equal inputs give equal bytes. What a model wrote is escaped like any othe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,90 +15,37 @@ from markupsafe import Markup
 from posttrain.chain import MODELS
 from posttrain.chat.split import split_response
 from posttrain.chat.template import END_OF_TEXT, THINK_OPEN, TURN_END
-from posttrain.evals import figures
+from posttrain.evals import across_figures, figures
+from posttrain.evals.across import win_matrix
 from posttrain.evals.figures import Line
 from posttrain.evals.formats import highlight, interval, millions, number, percent, signed
 from posttrain.evals.inputs import Inputs, Source
 from posttrain.evals.intervals import wilson
+from posttrain.evals.panels import AFTER_RL, BEFORE_RL, Panel
+from posttrain.evals.rl_view import RlView, rl_view
 from posttrain.evals.rows import ModeSamples, QuestionRow
-from posttrain.evals.tiles import by_rft, looks_at_heldout, tiles
+from posttrain.evals.tiles import tiles
 from posttrain.rewards.language import main_script
 
-MAKING = {
+MAKING: Mapping[str, str] = {
     "base": "pre-trained on mixed habits",
     "sft": "long-CoT cold start",
-    "grpo": "RL on verifiable rewards",
     "fuse": "two modes, one model",
     "align": "preferences",
     "distill": "smaller student",
 }
-RFT_MAKING = "fine-tuned on its own right answers"
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One plot of training curves."""
-
-    stage: str
-    title: str
-    unit: str
-    lines: tuple[tuple[str, str, str], ...]
-    """(column, label, colour)."""
-    percent: bool = False
-    zero: bool = False
+"""How each model was made; of grpo its method tells."""
 
 
 DOMAIN_COLORS = ("muted", "orange", "purple", "blue", "green")
 
-PANELS = (
-    Panel("base", "Pre-training", "loss (nats per token)", (("train/loss", "loss", "blue"),)),
-    Panel("sft", "Cold start", "loss (nats per token)", (("train/loss", "loss", "blue"),)),
-    Panel(
-        "grpo",
-        "RL: rewards",
-        "mean reward term",
-        (
-            ("reward/accuracy", "accuracy", "green"),
-            ("reward/format", "format", "blue"),
-            ("reward/language_consistency", "language", "purple"),
-        ),
-        percent=True,
-    ),
-    Panel("grpo", "RL: entropy of the policy", "nats per token", (("train/entropy", "entropy", "blue"),), zero=True),
-    Panel("grpo", "RL: distance from the cold start", "KL, nats per token", (("kl/k3_token", "KL", "red"),), zero=True),
-    Panel(
-        "grpo",
-        "RL: groups with a signal",
-        "share of groups",
-        (("train/groups_with_signal", "signal", "orange"),),
-        percent=True,
-        zero=True,
-    ),
-    Panel(
-        "reward_model",
-        "Reward model",
-        "pairs ordered right",
-        (("reward/pair_accuracy", "accuracy", "green"),),
-        percent=True,
-    ),
-    Panel(
-        "align", "Preferences", "pairs ordered right", (("reward/pair_accuracy", "accuracy", "green"),), percent=True
-    ),
-    Panel(
-        "distill",
-        "On-policy distillation",
-        "tokens the teacher would have chosen too",
-        (("train/agreement", "agreement", "green"),),
-        percent=True,
-    ),
-)
 
-RFT_PANEL = Panel("grpo", "Rejection sampling", "loss (nats per token)", (("train/loss", "loss", "blue"),))
-"""In the place of RL's panels where grpo.method is rft."""
+def build_page(inputs: Inputs, across: Mapping[str, Any], *, prompts: int) -> str:
+    """The whole page; `prompts` held-out questions are shown with all answers.
 
-
-def build_page(inputs: Inputs, *, prompts: int) -> str:
-    """The whole page; `prompts` held-out questions are shown with all answers."""
+    `across`: what posttrain.evals.across.compare_models says of the rows of `inputs`.
+    """
+    rl = rl_view(inputs)
     environment = Environment(
         loader=PackageLoader("posttrain.evals"),
         autoescape=True,
@@ -115,36 +61,28 @@ def build_page(inputs: Inputs, *, prompts: int) -> str:
         "interval": interval,
     }
     view = {
-        "models": [model_view(inputs, model) for model in MODELS],
-        "tiles": tiles(inputs),
+        "models": [model_view(inputs, model, {**MAKING, "grpo": rl.making}[model]) for model in MODELS],
+        "tiles": tiles(inputs, rl),
         "curate": inputs.stages["curate"].values,
         "drops": drop_view(inputs.stages["curate"]),
         "bars": bar_groups(inputs),
         "prefer": inputs.stages["prefer"].values,
         "questions": questions(inputs, prompts),
         "palette": figures.PALETTE,
-        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(panels(inputs.stages["grpo"]))],
-        "figures": draw(inputs),
+        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate((*BEFORE_RL, *rl.panels, *AFTER_RL))],
+        "figures": draw(inputs, across, rl),
+        "length_caption": rl.length_caption,
     }
     return environment.get_template("report.html").render(view)
 
 
-def panels(grpo: Source) -> list[Panel]:
-    """The training curves of the run, in the order of the chain."""
-    if not by_rft(grpo):
-        return list(PANELS)
-    place = next(i for i, panel in enumerate(PANELS) if panel.stage == "grpo")
-    others = [panel for panel in PANELS if panel.stage != "grpo"]
-    return [*others[:place], RFT_PANEL, *others[place:]]
-
-
-def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
+def model_view(inputs: Inputs, model: str, making: str) -> dict[str, Any]:
     """One box of the chain and one row of the table."""
     source = inputs.evaluations[model]
     pair = source.need("paired_to_previous")
     return {
         "name": model,
-        "making": RFT_MAKING if model == "grpo" and by_rft(inputs.stages["grpo"]) else MAKING[model],
+        "making": making,
         "file": source.file,
         "size": source.need("parameters") / max(s.need("parameters") for s in inputs.evaluations.values()),
         "pair": pair,
@@ -156,9 +94,9 @@ def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
     }
 
 
-def draw(inputs: Inputs) -> dict[str, Markup]:
+def draw(inputs: Inputs, across: Mapping[str, Any], rl: RlView) -> dict[str, Markup]:
     """The single figures, as SVG."""
-    grade, grpo, models = inputs.stages["grade"], inputs.stages["grpo"], inputs.evaluations
+    grade, models = inputs.stages["grade"], inputs.evaluations
     path = [
         {
             "model": name,
@@ -182,8 +120,12 @@ def draw(inputs: Inputs) -> dict[str, Markup]:
             "Prompts by pass rate",
         ),
         "reliability": (
-            figures.reliability(named("think.reliability", "sft", "align"), ("orange", "blue")),
-            "Accuracy against confidence",
+            across_figures.reliability(across["calibration"]),
+            "Accuracy against confidence, model by model",
+        ),
+        "wins": (
+            across_figures.win_matrix(win_matrix(across["win_rates"])),
+            "Win rate of each model over each other one, in per cent",
         ),
         "domains": (
             figures.domains(named("think.by_domain", "base", "sft", "grpo", "align", "distill"), DOMAIN_COLORS),
@@ -194,15 +136,8 @@ def draw(inputs: Inputs) -> dict[str, Markup]:
             "Accuracy at thinking budgets",
         ),
     }
-    if not by_rft(grpo):
-        curve = {
-            n: inputs.curves["grpo"].need(n) for n in ("step", "reward/accuracy", "length/correct", "length/wrong")
-        }
-        start = grpo.need("length_reward_start")
-        drawn["length"] = (
-            figures.length_and_accuracy(looks_at_heldout(grpo), start=start, curve=curve),
-            "Accuracy and tokens per answer over the steps of RL",
-        )
+    if rl.length is not None:
+        drawn["length"] = (rl.length, "Accuracy and tokens per answer over the steps of RL")
     return {name: Markup(figures.inline_svg(figure, name, description=text)) for name, (figure, text) in drawn.items()}
 
 

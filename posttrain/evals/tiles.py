@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from posttrain.chain import MODELS
-from posttrain.evals.formats import growth, interval, millions, number, percent, share, signed
-from posttrain.evals.inputs import Inputs, Source
-from posttrain.records import MODES, DataError
+from posttrain.evals.formats import interval, millions, number, percent, share, signed
+from posttrain.evals.inputs import Inputs
+from posttrain.evals.rl_view import RlView
+from posttrain.records import MODES
 
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-def tiles(inputs: Inputs) -> list[dict[str, str]]:
+def tiles(inputs: Inputs, rl: RlView) -> list[dict[str, str]]:
     """The headline: what the chain did, in eight numbers with their intervals."""
     models = inputs.evaluations
     base, sft, grpo, fuse, teacher, student = (models[name] for name in MODELS)
@@ -32,11 +31,11 @@ def tiles(inputs: Inputs) -> list[dict[str, str]]:
             f"with thinking, on held-out questions; 95 % intervals {interval(first)} and {interval(last)}",
         ),
         (
-            "Rejection sampling" if by_rft(inputs.stages["grpo"]) else "Reinforcement learning",
+            rl.gain,
             f"{signed(gain['difference'])} points",
             f"grpo over sft, the same questions; 95 % interval {signed(gain['low'])} to {signed(gain['high'])}",
         ),
-        method_tile(inputs.stages["grpo"]),
+        rl.tile,
         (
             "Language mixing",
             f"{percent(mixing[0])} {ARROW} {percent(mixing[1])}",
@@ -64,38 +63,3 @@ def tiles(inputs: Inputs) -> list[dict[str, str]]:
         ),
     )
     return [{"label": label, "value": value, "detail": detail} for label, value, detail in rows]
-
-
-def method_tile(grpo: Source) -> tuple[str, str, str]:
-    """What the length reward did; of rejection sampling, what it kept."""
-    if by_rft(grpo):
-        kept, sampled, prompts = (grpo.need(key) for key in ("kept", "sampled", "prompts_with_kept"))
-        return "Kept to train on", f"{kept} answers", f"right and distinct, of {sampled} sampled; on {prompts} prompts"
-    before, after = length_reward(grpo)
-    tokens = [look["tokens_correct"] for look in (before, after)]
-    change = signed(after["accuracy"] - before["accuracy"])
-    return (
-        "Length reward",
-        f"{growth(tokens[0], tokens[1])} tokens",
-        f"of right answers, from {number(tokens[0])} to {number(tokens[1])}; accuracy {change} points",
-    )
-
-
-def by_rft(grpo: Source) -> bool:
-    """Whether stage grpo fine-tuned on right samples (grpo.method: rft), which its report tells by what it kept."""
-    return "prompts_with_kept" in grpo.values
-
-
-def looks_at_heldout(grpo: Source) -> list[dict[str, float]]:
-    """What RL saw on the held-out questions while it ran, by step."""
-    looks = grpo.need("heldout")
-    return [{"step": int(step), **looks[step]} for step in sorted(looks, key=int)]
-
-
-def length_reward(grpo: Source) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """The looks at the held-out questions when the length reward starts and at the end of RL."""
-    start, looks = grpo.need("length_reward_start"), looks_at_heldout(grpo)
-    steps = [look["step"] for look in looks]
-    if start not in steps:
-        raise DataError(f"{grpo.file}: key 'heldout': got steps {steps}, wanted one at length_reward_start = {start}")
-    return looks[steps.index(start)], looks[-1]

@@ -6,7 +6,6 @@ stands in posttrain.evals.annotators.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -186,10 +185,8 @@ def judged_win_rate(
     ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[Sample]], *, seed: int, draws: int = 10000
 ) -> dict[str, float]:
     """Win rate of one policy's samples over another's on the same prompts, with what decided; ties count half."""
-    won = win_rate(
+    return win_rate(
         [[judged(sample) for sample in group] for group in ours],
         [[judged(sample) for sample in group] for group in theirs],
         resample(len(ours), draws=draws, seed=seed),
-    )
-    parts = {name: value for name, value in dataclasses.asdict(won).items() if name != "rate"}
-    return {**won.rate.to_json(), **parts}
+    ).to_json()

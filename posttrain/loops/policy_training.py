@@ -67,7 +67,7 @@ def _by_rl(
     log: Log,
     at: Path,
 ) -> dict[str, Any]:
-    start = section.rewards["length"].start if "length" in section.rewards else 0
+    start = section.rewards["length"].start if "length" in section.rewards else None
     summary = run_rl(
         policy,
         problems,
@@ -78,7 +78,7 @@ def _by_rl(
         log=log,
         checkpoints=at,
         measure=look,
-        measure_at={0, start, section.steps} | set(range(section.eval_every, section.steps, section.eval_every)),
+        measure_at={0, start or 0, section.steps} | set(range(section.eval_every, section.steps, section.eval_every)),
     )
     return {"length_reward_start": start, **summary}
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from posttrain.evals.figures import PALETTE, STYLE
+from posttrain.evals.figures import PALETTE, PAPER
 from studies.calibration.ask import SOURCES
 
 NAMES = {
@@ -27,9 +27,6 @@ PANEL = (1.75, 1.75)
 SHIFT = 0.12
 """Between the points of two temperatures, in places of the chain."""
 
-_PAPER = {**STYLE, "figure.facecolor": PALETTE["paper"]}
-"""Files that stand alone have their own ground, so that they can be read on a dark page."""
-
 
 def in_order(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Model -> temperature -> values, both in the order of the study: the file's keys are sorted."""
@@ -43,7 +40,7 @@ def measured(report: Mapping[str, Any]) -> list[str]:
     return [source for source in SOURCES if any(values[source] for values in at)]
 
 
-@matplotlib.rc_context(_PAPER)
+@matplotlib.rc_context(PAPER)
 def diagrams(report: Mapping[str, Any]) -> Figure:
     """Accuracy against confidence: a row per source, a column per model, a colour per temperature."""
     sources, models = measured(report), in_order(report)
@@ -67,7 +64,7 @@ def diagrams(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_PAPER)
+@matplotlib.rc_context(PAPER)
 def along_the_chain(report: Mapping[str, Any]) -> Figure:
     """ECE of every model with its 95 % interval: a panel per source, a colour per temperature."""
     sources, models = measured(report), in_order(report)

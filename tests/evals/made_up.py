@@ -90,6 +90,7 @@ def stage_reports(won: Mapping[str, float]) -> dict[str, dict[str, Any]]:
         },
         "grpo": {
             "length_reward_start": 36,
+            "end": {f"reward/{term}_weight": 1.0 for term in ("accuracy", "format", "language_consistency", "length")},
             "heldout": {
                 "0": {"accuracy": 0.451, "tokens": 66.0, "tokens_correct": 56.4},
                 "36": {"accuracy": 0.842, "tokens": 61.0, "tokens_correct": 57.2},

@@ -8,6 +8,7 @@ import pytest
 
 from posttrain.chain import MODELS
 from posttrain.evals import page
+from posttrain.evals.across import compare_models
 from posttrain.evals.inputs import load_inputs
 from posttrain.records import DataError
 from tests.evals import made_up
@@ -24,7 +25,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def html(run: Path) -> str:
-    return page.build_page(load_inputs(run), prompts=12)
+    return build(run, prompts=12)
+
+
+def build(root: Path, *, prompts: int = 2) -> str:
+    inputs = load_inputs(root)
+    return page.build_page(inputs, compare_models(inputs.rows, draws=100, bins=10, seed=1), prompts=prompts)
 
 
 class Reader(HTMLParser):
@@ -73,7 +79,7 @@ def test_well_formed_and_self_contained(html: str) -> None:
 
 
 def test_same_inputs_same_bytes(run: Path, html: str) -> None:
-    assert page.build_page(load_inputs(run), prompts=12) == html
+    assert build(run, prompts=12) == html
     assert not re.search(r"20[2-9]\d-\d\d-\d\d", html)
     assert str(run) not in html
 
@@ -120,14 +126,14 @@ def test_a_missing_key_names_its_file(run: Path, tmp_path: Path) -> None:
     root = copy(run, tmp_path)
     (root / "reports/align.json").write_text("{}")
     with pytest.raises(DataError, match=r"^reports/align.json: key 'win_rate': missing"):
-        page.build_page(load_inputs(root), prompts=2)
+        build(root)
 
 
 def test_a_missing_column_names_its_file(run: Path, tmp_path: Path) -> None:
     root = copy(run, tmp_path)
     (root / "reports/curves/base.csv").write_text("step,loss\n1,0.5\n")
     with pytest.raises(DataError, match=r"^reports/curves/base.csv: column 'train/loss': missing"):
-        page.build_page(load_inputs(root), prompts=2)
+        build(root)
 
 
 def test_a_cell_that_is_no_number_is_named(run: Path, tmp_path: Path) -> None:
@@ -143,11 +149,45 @@ def test_a_run_of_rejection_sampling_shows_what_it_kept_in_the_place_of_rl(run: 
     looks = {"0": {"accuracy": 0.4, "tokens": 60.0, "tokens_correct": 55.0}}
     (root / "reports/grpo.json").write_text(json.dumps(kept | {"heldout": looks}))
     (root / "reports/curves/grpo.csv").write_text("step,train/loss\n1,0.5\n2,0.4\n")
-    shown = read(page.build_page(load_inputs(root), prompts=2)).text
+    shown = read(build(root)).text
     assert "1234 answers" in shown
     assert "right and distinct, of 12500 sampled; on 431 prompts" in shown
     for word in ("Length reward", "Length against accuracy", "RL: rewards", "Reinforcement learning"):
         assert word not in shown
+
+
+def test_rl_without_a_length_term_shows_no_length_reward(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    values = json.loads((root / "reports/grpo.json").read_text())
+    del values["end"]["reward/length_weight"], values["end"]["reward/language_consistency_weight"]
+    (root / "reports/grpo.json").write_text(json.dumps(values | {"length_reward_start": None}))
+    curve = (root / "reports/curves/grpo.csv").read_text()
+    (root / "reports/curves/grpo.csv").write_text(curve.replace("reward/language_consistency", "other"))
+    shown = read(build(root)).text
+    # From the first look to the last: 56.4 to 40.9 tokens, 45.1 % to 85.1 %.
+    assert "\N{MINUS SIGN}27.5 % tokens" in shown and "from 56.4 to 40.9; accuracy +40.0 points" in shown
+    assert "Length without a reward for it" in shown and "Length against accuracy" in shown and "RL: rewards" in shown
+    for word in ("Length reward", "length reward"):
+        assert word not in shown
+
+
+def test_rl_without_a_reward_for_accuracy_still_has_a_page(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    values = json.loads((root / "reports/grpo.json").read_text())
+    (root / "reports/grpo.json").write_text(json.dumps(values | {"end": {"reward/learned_weight": 1.0}}))
+    curve = (root / "reports/curves/grpo.csv").read_text()
+    (root / "reports/curves/grpo.csv").write_text(curve.replace("reward/", "other/"))
+    shown = read(build(root)).text
+    assert "Length against accuracy" in shown and "RL: entropy of the policy" in shown and "RL: rewards" not in shown
+
+
+def test_any_two_models_are_on_the_page(html: str) -> None:
+    text = read(html).text
+    inputs = text[text.index("Who beats whom") : text.index("What curation dropped")]
+    for model in MODELS:
+        assert inputs.count(model) >= 3  # row, column, diagram
+    assert inputs.count("ECE") == len(MODELS)
+    assert len(re.findall(r"\d\N{EN DASH}\d", inputs)) >= len(MODELS) * (len(MODELS) - 1)
 
 
 def test_length_reward_needs_a_look_at_its_start(run: Path, tmp_path: Path) -> None:
@@ -155,4 +195,4 @@ def test_length_reward_needs_a_look_at_its_start(run: Path, tmp_path: Path) -> N
     values = json.loads((root / "reports/grpo.json").read_text())
     (root / "reports/grpo.json").write_text(json.dumps(values | {"length_reward_start": 30}))
     with pytest.raises(DataError, match=r"wanted one at length_reward_start = 30"):
-        page.build_page(load_inputs(root), prompts=2)
+        build(root)

@@ -123,6 +123,7 @@ def test_the_meter_counts_training_alone_and_goes_on_after_an_interruption(tmp_p
         )  # looks before the first step, then five steps, of which four are in a checkpoint
     report, meter, seen = metered_run(section, tmp_path, None)
     assert list(report["heldout"]) == ["0", "2", "4", "6"]
+    assert report["length_reward_start"] is None, "no length term, so nothing starts"
     assert [step for step, _ in seen.rows] == [5, 6]
     assert meter.total()["responses"] == 6 * 4 * 8
     assert meter.total()["seconds"] == 12.0
