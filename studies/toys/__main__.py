@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from posttrain.evals.overoptimization import best_of_n_kl
 from posttrain.losses.reduce import AGGREGATES
 from posttrain.rl.advantages import BASELINES, SCALES
-from studies.toys import baseline, difficulty, length, trust_region, wrong_sign
+from studies.toys import baseline, difficulty, length, overoptimization, trust_region, wrong_sign
 
 METHODS = {"grpo": "group_std", "dr_grpo": "none"}
 """Both subtract the group's mean; this is what they divide by."""
@@ -89,7 +90,20 @@ def trust_regions() -> str:
     return table(["mean reward after", "0", "10", "20", "40 updates", "largest KL"], rows)
 
 
-TABLES: Sequence[Callable[[], str]] = (baselines, difficulties, wrong_signs, lengths, length_flow, trust_regions)
+def best_of_many() -> str:
+    """Overoptimization. Best of n by a proxy that overvalues one property: the proxy only rises, gold turns down."""
+    sizes = [4**power for power in range(8)]
+    rows: Rows = [
+        ["KL, nats", *map(best_of_n_kl, sizes)],
+        ["proxy", *(overoptimization.best_of_n(n)[0] for n in sizes)],
+        ["gold", *(overoptimization.best_of_n(n)[1] for n in sizes)],
+    ]
+    return table(["n", *map(str, sizes)], rows)
+
+
+TABLES: Sequence[Callable[[], str]] = (
+    baselines, difficulties, wrong_signs, lengths, length_flow, trust_regions, best_of_many
+)  # fmt: skip
 
 if __name__ == "__main__":
     for toy in TABLES:

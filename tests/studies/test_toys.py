@@ -1,15 +1,18 @@
-"""UT 3.1 and 5.5: the toys' numbers, and that what they show is so for our advantages and aggregates."""
+"""UT 1.5, 3.1 and 5.5: the toys' numbers, and that what they show is so for our advantages and aggregates."""
 
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from posttrain.evals.intervals import resample
+from posttrain.evals.overoptimization import best_of_n, best_of_n_kl, fit_law
 from posttrain.losses.reduce import AGGREGATES
 from posttrain.rl.advantages import BASELINES, SCALES
 from studies.toys import __main__ as tables
-from studies.toys import baseline, difficulty, length, wrong_sign
+from studies.toys import baseline, difficulty, length, overoptimization, wrong_sign
 
 GRPO = {"baseline": BASELINES["group_mean"], "scale": SCALES["group_std"]}
 DR_GRPO = {"baseline": BASELINES["group_mean"], "scale": SCALES["none"]}
@@ -124,6 +127,45 @@ def test_sampled_length_drift_of_our_aggregates(name, drift, groups, per_batch, 
     assert mean == pytest.approx(drift, abs=4 * error)
 
 
+@pytest.mark.parametrize(
+    ("n", "gold"),
+    [(1, -0.25), (4, 0.4090), (16, 0.6970), (64, 0.8202), (256, 0.8558), (1024, 0.8376), (4096, 0.7827),
+     (16384, 0.7007)],
+)  # fmt: skip
+def test_gold_of_best_of_n_by_a_proxy_that_overvalues(n, gold):
+    """UT 1.5"""
+    assert overoptimization.best_of_n(n)[1] == pytest.approx(gold, abs=5e-5)
+
+
+def test_the_proxy_only_rises():
+    """UT 1.5: from 0 to 5.6163."""
+    proxies = [overoptimization.best_of_n(4**power)[0] for power in range(8)]
+    assert proxies == sorted(proxies)
+    assert (proxies[0], proxies[-1]) == pytest.approx((0.0, 5.6163), abs=5e-5)
+    # The largest of two standard normals has mean 1 / sqrt(pi).
+    assert overoptimization.largest_of(2) == pytest.approx((1.0 / math.sqrt(math.pi), 1.0))
+
+
+def test_a_tilted_policy_follows_the_law():
+    """UT 1.5: KL 4 nats at the peak, gain 1, back to 0 at d = 4; alpha 1 and beta 1/4 are found."""
+    assert overoptimization.tilted(2.0) == (4.0, 1.0) and overoptimization.tilted(4.0)[1] == 0.0
+    distances = np.array([[0.0, 0.5, 1.0, 2.0, 3.0, 4.0]] * 2)
+    fit = fit_law("best_of_n", distances**2, overoptimization.tilted(distances)[1], resample(2, draws=5, seed=0))
+    assert (fit.alpha.value, fit.beta.value, fit.peak_kl.value) == pytest.approx((1.0, 0.25, 4.0))
+
+
+def test_the_estimator_finds_the_exact_curve_from_pools():
+    """Up to n = 4096, the pool itself, where a question has a single draw; within four standard errors."""
+    proxy, gold = overoptimization.sample(300, 4096, seed=3)
+    sizes = (1, 4, 16, 64, 256, 1024, 4096)
+    for values, place in ((proxy, 0), (gold, 1)):
+        curve_QD = best_of_n(proxy, values, at=sizes)
+        exact = np.array([overoptimization.best_of_n(n)[place] for n in sizes])
+        errors = curve_QD.std(0, ddof=1) / math.sqrt(len(curve_QD))
+        assert (np.abs(curve_QD.mean(0) - exact) < 4 * errors).all()
+    assert best_of_n_kl(4096) == pytest.approx(7.318, abs=5e-4)
+
+
 def test_the_tables_can_be_printed():
-    for toy in (tables.baselines, tables.difficulties, tables.wrong_signs, tables.length_flow):
+    for toy in (tables.baselines, tables.difficulties, tables.wrong_signs, tables.length_flow, tables.best_of_many):
         assert toy().startswith("| ")
