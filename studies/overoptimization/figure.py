@@ -26,7 +26,7 @@ PANELS = (
     ("best_of_n", "proxy", "best of n by the proxy"),
     ("best_of_n", "gold", "best of n by gold"),
     ("rl", "proxy", "RL on the proxy"),
-    ("rl", "proxy_kl", "RL on the proxy, KL penalty"),
+    ("rl", "proxy_kl", "RL on the proxy with KL"),
     ("rl", "gold", "RL on gold"),
 )
 """(way, arm, title)."""
@@ -60,7 +60,7 @@ def draw(report: Mapping[str, Any]) -> Figure:
         for axes, names in zip(grid[:, column], ROWS, strict=True):
             _scores(axes, curve, names)
         _gold(grid[-1, column], curve, way)
-        grid[0, column].set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=PALETTE["ink"], pad=4)
+        grid[0, column].set_title(title, loc="left", fontsize=9, fontweight="bold", color=PALETTE["ink"], pad=4)
     figure.supxlabel("square root of KL to the start, nats", fontsize=9.5, color=PALETTE["muted"])
     figure.supylabel("gain, standard deviations of the start", fontsize=9.5, color=PALETTE["muted"])
     figure.legend(handles=_handles(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
