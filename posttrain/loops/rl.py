@@ -84,9 +84,8 @@ def run_rl(
     """Train `policy` in place; returns the means of all metrics over the first and over the last steps.
 
     `rollouts` must sample from `policy`'s weights, and does so again when this returns. `measure` looks at the policy
-    after each number of steps in `measure_at` (0: before the first); `enough` then says, on all ranks alike, whether to
-    stop (it is not asked at 0). Continues from the last checkpoint in `checkpoints`, with the result of a run that was
-    never interrupted. `scorers`: reward terms with a state, by name.
+    after each number of steps in `measure_at` (0: before the first); `enough`, asked then but at 0, on all ranks, ends
+    the run. Continues from the last checkpoint in `checkpoints` as if never interrupted. `scorers`: terms with a state.
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
     score_steps = make_step_scorer(recipe.steps, policy) if recipe.steps else None
