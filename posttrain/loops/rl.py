@@ -88,7 +88,7 @@ def run_rl(
     the run. Continues from the last checkpoint in `checkpoints` as if never interrupted. `scorers`: terms with a state.
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
-    score_steps = make_step_scorer(recipe.steps, policy) if recipe.steps else None
+    score_steps = make_step_scorer(recipe.steps, policy, precision=engine.precision) if recipe.steps else None
     terms = make_terms(section.rewards, scorers=scorers)
     learner = Learner(policy, recipe, section, engine=engine, seed=seed)
     rates = [problem.pass_rate for problem in problems]
