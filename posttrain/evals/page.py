@@ -6,7 +6,7 @@ date: equal inputs give equal bytes. What a model wrote is escaped like any othe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ MAKING = {
     "distill": "smaller student",
 }
 RFT_MAKING = "fine-tuned on its own right answers"
+LEARNED_RL_MAKING = "RL on the reward model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,11 @@ PANELS = (
 
 RFT_PANEL = Panel("grpo", "Rejection sampling", "loss (nats per token)", (("train/loss", "loss", "blue"),))
 """In the place of RL's panels where grpo.method is rft."""
+LEARNED_RL_PANELS = (
+    Panel("align", "RL on the reward model", "mean score", (("reward/learned", "reward model", "blue"),)),
+    Panel("align", "RL on the reward model, as judged", "score by the judge", (("eval/gold", "judge", "green"),)),
+)
+"""In the place of the preference losses' panel where align.method is RL."""
 
 
 def build_page(inputs: Inputs, *, prompts: int) -> str:
@@ -123,19 +129,34 @@ def build_page(inputs: Inputs, *, prompts: int) -> str:
         "prefer": inputs.stages["prefer"].values,
         "questions": questions(inputs, prompts),
         "palette": figures.PALETTE,
-        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(panels(inputs.stages["grpo"]))],
+        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(panels(inputs.stages))],
         "figures": draw(inputs),
     }
     return environment.get_template("report.html").render(view)
 
 
-def panels(grpo: Source) -> list[Panel]:
+def by_learned_rl(align: Source) -> bool:
+    """Whether the policy was trained on the reward model's score, and not on pairs."""
+    return "rl" in align.values
+
+
+def making(stages: Mapping[str, Source]) -> dict[str, str]:
+    """What makes each model."""
+    changed = {"grpo": RFT_MAKING} if by_rft(stages["grpo"]) else {}
+    return MAKING | changed | ({"align": LEARNED_RL_MAKING} if by_learned_rl(stages["align"]) else {})
+
+
+def panels(stages: Mapping[str, Source]) -> list[Panel]:
     """The training curves of the run, in the order of the chain."""
-    if not by_rft(grpo):
-        return list(PANELS)
-    place = next(i for i, panel in enumerate(PANELS) if panel.stage == "grpo")
-    others = [panel for panel in PANELS if panel.stage != "grpo"]
-    return [*others[:place], RFT_PANEL, *others[place:]]
+    others: dict[str, Sequence[Panel]] = {}
+    if by_rft(stages["grpo"]):
+        others["grpo"] = (RFT_PANEL,)
+    if by_learned_rl(stages["align"]):
+        others["align"] = LEARNED_RL_PANELS
+    order = dict.fromkeys(panel.stage for panel in PANELS)
+    return [
+        panel for stage in order for panel in others.get(stage, [panel for panel in PANELS if panel.stage == stage])
+    ]
 
 
 def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
@@ -144,7 +165,7 @@ def model_view(inputs: Inputs, model: str) -> dict[str, Any]:
     pair = source.need("paired_to_previous")
     return {
         "name": model,
-        "making": RFT_MAKING if model == "grpo" and by_rft(inputs.stages["grpo"]) else MAKING[model],
+        "making": making(inputs.stages)[model],
         "file": source.file,
         "size": source.need("parameters") / max(s.need("parameters") for s in inputs.evaluations.values()),
         "pair": pair,

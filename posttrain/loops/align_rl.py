@@ -28,7 +28,8 @@ from posttrain.loops.gold import GOLD, look_at_scores
 from posttrain.loops.learned import learned_scorer
 from posttrain.loops.rl import Looks, run_rl
 from posttrain.records import Problem
-from posttrain.rewards.total import LEARNED
+from posttrain.rewards.terms import Group
+from posttrain.rewards.total import LEARNED, Scorer
 
 PROXY, SECOND = "proxy", "second_proxy"
 """Names of the reward model trained on and of the other one, as measured."""
@@ -55,6 +56,7 @@ def run_align_rl(
 
     `rollouts` must sample from `policy`'s weights, and does so again when this returns. `heldout`: what the looks ask.
     `second`: the reward model of `section.second_reward_model`. Continues from the last checkpoint in `checkpoints`.
+    Raises ConfigError where the method and section grpo contradict each other.
     """
     numbers = rl_section(grpo, section, optimizer)
     reference = frozen_copy(policy.model)
@@ -86,7 +88,7 @@ def run_align_rl(
         checkpoints=checkpoints,
         measure=look,
         measure_at={0, numbers.steps} | set(range(0, numbers.steps, section.look_every)),
-        scorers={LEARNED: learned_scorer(reward_model, micro_batch_tokens=numbers.micro_batch_tokens)},
+        scorers={LEARNED: scored_by(reward_model, policy, micro_batch_tokens=numbers.micro_batch_tokens)},
         enough=watch,
     )
     kept = watch.restore(summary["heldout"], reference)
@@ -94,6 +96,17 @@ def run_align_rl(
         rollouts.load_weights(policy.model, summary["steps"] + 1)
     sentence = in_one_sentence(summary["heldout"], signal=section.stop.signal, kept=kept)
     return {"kept_step": kept, "sentence": sentence, **summary}
+
+
+def scored_by(reward_model: PreTrainedModel, policy: Policy, *, micro_batch_tokens: int) -> Scorer:
+    """The term `learned`, on the policy's device: the trainer chooses it, after terms are made."""
+    learned = learned_scorer(reward_model, micro_batch_tokens=micro_batch_tokens)
+
+    def score(groups: Sequence[Group]) -> list[list[float]]:
+        reward_model.to(policy.model.device)
+        return learned(groups)
+
+    return score
 
 
 def rl_section(grpo: config.Rl, section: LearnedRl, optimizer: config.Optimizer) -> config.Rl:

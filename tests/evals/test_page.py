@@ -156,3 +156,17 @@ def test_length_reward_needs_a_look_at_its_start(run: Path, tmp_path: Path) -> N
     (root / "reports/grpo.json").write_text(json.dumps(values | {"length_reward_start": 30}))
     with pytest.raises(DataError, match=r"wanted one at length_reward_start = 30"):
         page.build_page(load_inputs(root), prompts=2)
+
+
+def test_rl_on_a_reward_model_is_shown_in_the_place_of_pairs(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    report = json.loads((root / "reports/align.json").read_text())
+    (root / "reports/align.json").write_text(json.dumps(report | {"method": "ppo", "rl": {"kept_step": 2}}))
+    (root / "reports/curves/align.csv").write_text("eval/gold,reward/learned,step\n4.5,,0\n,0.1,1\n4.75,0.4,2\n")
+    before = read(page.build_page(load_inputs(run), prompts=2)).text
+    shown = read(page.build_page(load_inputs(root), prompts=2)).text
+    for title in (panel.title for panel in page.LEARNED_RL_PANELS):
+        assert title in shown and title not in before
+    assert page.LEARNED_RL_MAKING in shown
+    order = [panel.title for panel in page.panels(load_inputs(root).stages)]
+    assert order.index("Reward model") < order.index("RL on the reward model") < order.index("On-policy distillation")
