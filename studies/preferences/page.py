@@ -74,11 +74,11 @@ def results(arms: Mapping[str, Source]) -> str:
     machines = sorted({f"{arm.need('machine.cores')} cores, torch {arm.need('machine.torch')}" for arm in order})
     return (
         f"## Results\n\n{table}\n\n{some.need('questions')} held-out questions, {some.need('samples')} answers each "
-        "with the same draws, [95 % bootstrap interval over questions]. Win rate: as the world's judge, without its noise, "
-        "has it, every answer against every answer of the fused model to the same question, ties half; *by*: the share "
-        "of these comparisons that being right, one script, or length decided. *Against fuse*: the paired difference "
-        "of the accuracies, question by question. Tokens per answer. KL to fuse per response: over the whole vocabulary, "
-        "on these answers. Seconds are those of the training steps, sampling included. Measured on "
+        "with the same draws, [95 % bootstrap interval over questions]. Win rate: as the world's judge, without its "
+        "noise, has it, every answer against every answer of the fused model to the same question, ties half; *by*: "
+        "the share of these comparisons that being right, one script, or length decided. *Against fuse*: the paired "
+        "difference of the accuracies, question by question. Tokens per answer. KL to fuse per response: over the "
+        "whole vocabulary, on these answers. Seconds are those of the training steps, sampling included. Measured on "
         f"{' and on '.join(machines)}. One seed: a rank between overlapping intervals says nothing. Written from "
         f"`{REPORTS}/*.json` by `{COMMAND}`."
     )

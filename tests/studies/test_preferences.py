@@ -141,7 +141,7 @@ def test_an_arm_of_each_way_to_train(world: Path, monkeypatch: pytest.MonkeyPatc
         assert one.need("win_rate.low") <= one.need("win_rate.value") <= one.need("win_rate.high")
     assert arms["orpo"].need("trained.steps") > 0 and arms["grpo_rm"].need("trained.kept_step") == 4
     assert page.main() == 0
-    assert "| grpo_rm | 6.0e-05 |" in page.PAGE.read_text(encoding="utf-8")
+    assert "| grpo_rm | 1.5e-04 |" in page.PAGE.read_text(encoding="utf-8")
 
 
 def report(name: str, win: float, **changes: Any) -> dict[str, Any]:
