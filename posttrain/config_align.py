@@ -1,8 +1,9 @@
-"""Section `align` of params.yaml: the preference method, with the numbers that its loss reads, and the rounds.
+"""Section `align` of params.yaml: the method, with the numbers that its loss reads, and the rounds.
 
 A method is a mapping with `kind` and exactly its own numbers. A number of another method is refused, and an overlay
 that changes the kind replaces all of them: a beta means something else under every method. What each loss is stands in
-posttrain.losses.preference; the numbers that belong together, in docs/align.md.
+posttrain.losses.preference; the numbers that belong together, in docs/align.md; those of RL on a reward model, in
+posttrain.config_align_rl.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config_align_rl import LearnedRl
 from posttrain.config_fields import ConfigError, Count, NonNegative, Optimizer, Positive, Section, Word
 
 FlipRate = Annotated[float, Field(gt=0.0, lt=0.5)]
@@ -68,17 +70,20 @@ class Orpo(Section):
     """No field: that likelihood is in the loss."""
 
 
-Method = Annotated[Dpo | NoisyDpo | Simpo | Kto | Orpo, Field(discriminator="kind"), Word]
+PairMethod = Dpo | NoisyDpo | Simpo | Kto | Orpo
+"""Those that learn from pairs."""
+Method = Annotated[PairMethod | LearnedRl, Field(discriminator="kind"), Word]
 
 
 class Align(Section):
     method: Method
     rounds: Count
-    """The first on the pairs of stage `prefer`, each further one on fresh pairs of the policy itself."""
+    """The first on the pairs of stage `prefer`, each further one on fresh pairs of the policy itself; of RL, one."""
     round_problems: Count
     """Prompts from which a further round makes its pairs."""
     optimizer: Optimizer
     epochs: Positive
+    """Of a preference method, over the pairs of each round."""
     batch_pairs: Count
     win_problems: Count
     """Held-out prompts on which aligned and fused model are compared by the judge."""
@@ -89,5 +94,9 @@ class Align(Section):
             raise ConfigError(
                 f"batch_pairs: got {self.batch_pairs}, wanted at least 2 with method 'kto': its baseline is a mean "
                 "over the prompts of a batch"
+            )
+        if isinstance(self.method, LearnedRl) and self.rounds > 1:
+            raise ConfigError(
+                f"rounds: got {self.rounds}, wanted 1 with method '{self.method.kind}': it samples afresh in every step"
             )
         return self

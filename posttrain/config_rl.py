@@ -64,12 +64,29 @@ class OutcomeCredit(Section):
     kind: Literal["outcome"]
 
 
+class CheckedSteps(Section):
+    """The default world's exact checker: 1 for a right step, 0 for a wrong one."""
+
+    kind: Literal["checker"]
+
+
+class ModelledSteps(Section):
+    """A process reward model: the probability, seen from the end of each step, that the response ends right."""
+
+    kind: Literal["prm"]
+    path: Annotated[str, Field(min_length=1)]
+    """Its folder, in the policy's vocabulary; `python -m studies.process` makes one."""
+
+
+StepSource = CheckedSteps | ModelledSteps
+
+
 class ProcessCredit(Section):
     """A token has the sum of the normalised rewards of the steps that end at it or later."""
 
     kind: Literal["process"]
-    steps: Literal["none", "checker", "prm"]
-    """Where step rewards come from: the world's exact checker, or a process reward model."""
+    steps: Annotated[StepSource, Field(discriminator="kind"), Word]
+    """Where step rewards come from."""
     outcome: NonNegative
     """Weight of the outcome's advantage, which is added; 0: the steps alone count."""
 
@@ -324,11 +341,6 @@ def _credit_rules(o: Objective) -> list[tuple[str, bool, str]]:
             f"objective.baseline: got '{baseline}'",
             credit.kind == "process" and baseline != "group_mean",
             "'group_mean': the baseline of a step is the mean of its group's steps (arXiv 2402.03300, 4.1.3)",
-        ),
-        (
-            "objective.credit.steps: got 'none'",
-            isinstance(credit, ProcessCredit) and credit.steps == "none",
-            "'checker' or 'prm': without step rewards there is no credit to give",
         ),
         (
             f"objective.ratio: got '{o.ratio}'",

@@ -1,13 +1,21 @@
-"""Stage align: preferences into the policy, by the method that params.yaml names, and what the judge says of it."""
+"""Stage align: preferences into the policy, by the method that params.yaml names, and what the judge says of it.
+
+A method learns from pairs, or by RL from the score of the reward model that was trained on them.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from posttrain.config_align_rl import LearnedRl
 from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
+from posttrain.engine.rollout import make_engine
+from posttrain.engine.scalar_head import load_reward_model
 from posttrain.job import Job, open_job
+from posttrain.loops.align_rl import run_align_rl
 from posttrain.loops.heldout import describe
 from posttrain.loops.judges import preference_pairs
 from posttrain.loops.pairs import judged_win_rate
@@ -19,9 +27,7 @@ from posttrain.loops.scoring import MICRO_BATCH_TOKENS, shared_score
 from posttrain.records import Pair, Problem, read_jsonl
 
 PAIRS = Path("data/preferences/pairs.jsonl")
-
-METHODS = dict.fromkeys(PREFERENCE_METHODS, run_preference)
-"""What trains the policy, by `align.method.kind`."""
+REWARD_MODEL = Path("models/reward_model")
 
 
 def answers(job: Job, policy: Policy, problems: list[Problem]) -> list[list[Sample]]:
@@ -70,35 +76,76 @@ def divergence(policy: Policy, before: Policy, groups: Sequence[Sequence[Sample]
     return (sums[0] - sums[1]) / len(responses)
 
 
+def by_pairs(job: Job, policy: Policy, heldout: list[Problem]) -> dict[str, Any]:
+    """Train `policy` on the pairs of stage prefer, then on fresh ones; of every round what held-out pairs say."""
+    section = job.params.align
+
+    def train(pairs: Sequence[Pair], number: int, done: int) -> Summary:
+        return run_preference(
+            policy,
+            pairs,
+            section=section,
+            engine=job.params.engine,
+            seed=job.seed + number,
+            log=lambda metrics, step: job.log(metrics, step=done + step),
+            note=lambda text: job.note(f"round {number}: {text}"),
+            checkpoints=job.checkpoints / f"round-{number}",
+            save_every=50,
+            source=str(PAIRS) if number == 0 else f"round {number}",
+        )
+
+    rounds = run_rounds(
+        policy,
+        read_jsonl(PAIRS, Pair),
+        rounds=section.rounds,
+        fresh=lambda number: fresh_pairs(job, policy, number),
+        train=train,
+        checkpoints=job.checkpoints / "rounds",
+    )
+    return {"rounds": rounds}
+
+
+def by_reward(job: Job, policy: Policy, heldout: list[Problem]) -> dict[str, Any]:
+    """Train `policy` by RL on the reward model of stage reward_model; the run's report."""
+    section, precision = job.params.align, job.params.engine.precision
+    method = section.method
+    assert isinstance(method, LearnedRl)
+    other = method.second_reward_model
+    reward_model = load_reward_model(REWARD_MODEL, policy.tokenizer, precision=precision)
+    second = None if other is None else load_reward_model(Path(other), policy.tokenizer, precision=precision)
+    rollouts = make_engine(policy, job.params.engine, job.system)
+    summary = run_align_rl(
+        policy,
+        read_jsonl(Path("data/curated/train.jsonl"), Problem),
+        heldout,
+        section=method,
+        optimizer=section.optimizer,
+        grpo=job.params.grpo,
+        reward_model=reward_model,
+        second=second,
+        rollouts=rollouts,
+        engine=job.params.engine,
+        seed=job.seed,
+        log=lambda metrics, step: job.log(metrics, step=step, total=method.steps),
+        checkpoints=job.checkpoints / "rl",
+    )
+    rollouts.close()
+    job.note(summary["sentence"])
+    return {"rl": summary}
+
+
+METHODS = dict.fromkeys(PREFERENCE_METHODS, by_pairs) | {"ppo": by_reward, "grpo_rm": by_reward}
+"""What trains the policy and reports on it, by `align.method.kind`."""
+
+
 def main() -> None:
     with open_job("align", parallel=True) as job:
         section = job.params.align
         policy = load_policy(Path("models/fuse"), precision=job.params.engine.precision)
         before = Policy(frozen_copy(policy.model), policy.tokenizer)
-        heldout = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)[: section.win_problems]
-
-        def train(pairs: Sequence[Pair], number: int, done: int) -> Summary:
-            return METHODS[section.method.kind](
-                policy,
-                pairs,
-                section=section,
-                engine=job.params.engine,
-                seed=job.seed + number,
-                log=lambda metrics, step: job.log(metrics, step=done + step),
-                note=lambda text: job.note(f"round {number}: {text}"),
-                checkpoints=job.checkpoints / f"round-{number}",
-                save_every=50,
-                source=str(PAIRS) if number == 0 else f"round {number}",
-            )
-
-        rounds = run_rounds(
-            policy,
-            read_jsonl(PAIRS, Pair),
-            rounds=section.rounds,
-            fresh=lambda number: fresh_pairs(job, policy, number),
-            train=train,
-            checkpoints=job.checkpoints / "rounds",
-        )
+        everything = read_jsonl(Path("data/curated/heldout.jsonl"), Problem)
+        trained = METHODS[section.method.kind](job, policy, everything)
+        heldout = everything[: section.win_problems]
         ours, theirs = answers(job, policy, heldout), answers(job, before, heldout)
         win = judged_win_rate(ours, theirs, seed=job.seed)
         with job.publish(Path("models/align")) as folder:
@@ -110,7 +157,7 @@ def main() -> None:
                 "win_rate": win,
                 "kl_sequence": divergence(policy, before, ours),
                 "samples": {"before": describe(theirs), "after": describe(ours)},
-                "rounds": rounds,
+                **trained,
             }
         )
 

@@ -22,6 +22,7 @@ PIPELINES = (CHAIN, *sorted(ROOT.glob("studies/*/dvc.yaml")))
 NEUTRAL = {
     "posttrain/config.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_align.py": "its values reach DVC as params; it has no defaults",
+    "posttrain/config_align_rl.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_fields.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_preference.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_rl.py": "its values reach DVC as params; it has no defaults",

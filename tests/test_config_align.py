@@ -10,6 +10,7 @@ import yaml
 
 from posttrain.config import ConfigError, parse_params
 from posttrain.config_align import Align, Orpo
+from posttrain.config_align_rl import LearnedRl
 from posttrain.profiles import merge
 
 TINY = yaml.safe_load((Path(__file__).resolve().parents[1] / "profiles/tiny.yaml").read_text(encoding="utf-8"))
@@ -62,3 +63,19 @@ def test_kto_wants_a_batch_to_take_a_mean_over() -> None:
     with pytest.raises(ConfigError, match="align: batch_pairs: got 1, wanted at least 2 with method 'kto'"):
         parse(method=KTO, batch_pairs=1)
     assert parse(method=KTO, batch_pairs=2).batch_pairs == parse(batch_pairs=1).batch_pairs + 1
+
+
+LEARNED_RL = {
+    "kind": "grpo_rm", "objective": TINY["grpo"]["objective"], "steps": 3, "epochs": 1, "minibatches": 1,
+    "rewards": {"learned": {"weight": 1.0, "start": 0, "ramp": 0}}, "look_every": 1, "look_problems": 2,
+    "look_samples": 2, "stop": {"signal": "gold", "checks": 2}, "second_reward_model": None,
+}  # fmt: skip
+
+
+def test_rl_on_a_reward_model_is_a_method_without_rounds() -> None:
+    section = parse(method=LEARNED_RL, rounds=1)
+    assert isinstance(section.method, LearnedRl) and section.method.stop.signal == "gold"
+    with pytest.raises(ConfigError, match="align: rounds: got 2, wanted 1 with method 'grpo_rm'"):
+        parse(method=LEARNED_RL, rounds=2)
+    with pytest.raises(ConfigError, match=r"method.grpo_rm.beta: got 0.1; wanted: no such key"):
+        parse(method=LEARNED_RL | {"beta": 0.1}, rounds=1)

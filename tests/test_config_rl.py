@@ -50,6 +50,8 @@ def test_a_word_is_short_for_a_kind_without_numbers() -> None:
         ("baseline", "median", "baseline: got 'median'; wanted: one of 'none', 'group_mean', 'leave_one_out'"),
         ("scale", "mad", "scale: got 'mad'; wanted: 'none', 'group_std', 'batch_std' or 'whiten'"),
         ("credit", "token", "credit: got 'token'; wanted: one of 'outcome', 'process'"),
+        ("credit", PROCESS | {"steps": "none"}, "credit.process.steps: got 'none'; wanted: one of 'checker', 'prm'"),
+        ("credit", PROCESS | {"steps": "prm"}, "credit.process.steps.prm.path: missing"),
         ("ratio", "word", "ratio: got 'word'; wanted: 'token', 'sequence' or 'none'"),
         ("clip", {"kind": "hard"}, "clip: got 'hard'; wanted: one of 'none', 'ppo', 'dual', 'cispo'"),
         ("surrogate", "best", "surrogate: got 'best'; wanted: one of 'clipped', 'reinforce', 'positives_only'"),
@@ -84,7 +86,6 @@ def test_unknown_choices_list_the_known_ones(axis: str, value: Any, said: str) -
         ({"baseline": "none", "scale": "whiten"}, "scale: got 'whiten', wanted another, or baseline 'batch_mean'"),
         ({"credit": PROCESS, "scale": "whiten"}, "scale: got 'whiten', wanted 'none' or 'group_std'"),
         ({"credit": PROCESS, "baseline": VALUE}, "baseline: got 'value', wanted 'group_mean'"),
-        ({"credit": PROCESS | {"steps": "none"}}, "credit.steps: got 'none', wanted 'checker' or 'prm'"),
         (
             {"credit": PROCESS, "ratio": "sequence", "aggregate": "sequence_mean"},
             "ratio: got 'sequence', wanted 'token': a ratio per sequence cannot tell",

@@ -31,6 +31,8 @@ def load_reward_model(folder: Path, tokenizer: PreTrainedTokenizerFast, *, preci
 
     Raises ModelError where there is none, where it has not one label, or where its vocabulary is another.
     """
+    if not folder.is_dir():  # which transformers would ask the hub for
+        raise ModelError(f"{folder}: cannot be loaded as a reward model: no such folder")
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=DTYPES[precision], output_loading_info=True

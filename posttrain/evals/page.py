@@ -21,7 +21,7 @@ from posttrain.evals.figures import Line
 from posttrain.evals.formats import highlight, interval, millions, number, percent, signed
 from posttrain.evals.inputs import Inputs, Source
 from posttrain.evals.intervals import wilson
-from posttrain.evals.panels import AFTER_RL, BEFORE_RL, Panel
+from posttrain.evals.panels import BEFORE_RL, DISTILLATION, LEARNED_RL, PREFERENCES, REWARD_MODEL, Panel
 from posttrain.evals.rl_view import RlView, rl_view
 from posttrain.evals.rows import ModeSamples, QuestionRow
 from posttrain.evals.tiles import tiles
@@ -35,7 +35,7 @@ MAKING: Mapping[str, str] = {
     "distill": "smaller student",
 }
 """How each model was made; of grpo its method tells."""
-
+LEARNED_RL_MAKING = "RL on the reward model"
 
 DOMAIN_COLORS = ("muted", "orange", "purple", "blue", "green")
 
@@ -61,7 +61,7 @@ def build_page(inputs: Inputs, across: Mapping[str, Any], *, prompts: int) -> st
         "interval": interval,
     }
     view = {
-        "models": [model_view(inputs, model, {**MAKING, "grpo": rl.making}[model]) for model in MODELS],
+        "models": [model_view(inputs, model, making(inputs, rl)[model]) for model in MODELS],
         "tiles": tiles(inputs, rl),
         "curate": inputs.stages["curate"].values,
         "drops": drop_view(inputs.stages["curate"]),
@@ -69,11 +69,27 @@ def build_page(inputs: Inputs, across: Mapping[str, Any], *, prompts: int) -> st
         "prefer": inputs.stages["prefer"].values,
         "questions": questions(inputs, prompts),
         "palette": figures.PALETTE,
-        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate((*BEFORE_RL, *rl.panels, *AFTER_RL))],
+        "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(panels(inputs, rl))],
         "figures": draw(inputs, across, rl),
         "length_caption": rl.length_caption,
     }
     return environment.get_template("report.html").render(view)
+
+
+def by_learned_rl(inputs: Inputs) -> bool:
+    """Whether stage align trained on the reward model's score, and not on pairs."""
+    return "rl" in inputs.stages["align"].values
+
+
+def making(inputs: Inputs, rl: RlView) -> dict[str, str]:
+    """What made each model."""
+    return {**MAKING, "grpo": rl.making, **({"align": LEARNED_RL_MAKING} if by_learned_rl(inputs) else {})}
+
+
+def panels(inputs: Inputs, rl: RlView) -> list[Panel]:
+    """The training curves of the run, in the order of the chain."""
+    aligned = LEARNED_RL if by_learned_rl(inputs) else PREFERENCES
+    return [*BEFORE_RL, *rl.panels, REWARD_MODEL, *aligned, DISTILLATION]
 
 
 def model_view(inputs: Inputs, model: str, making: str) -> dict[str, Any]:

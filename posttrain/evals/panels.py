@@ -35,24 +35,29 @@ RL_STEPS = (
     ),
 )
 REJECTION_SAMPLING = (Panel("grpo", "Rejection sampling", "loss (nats per token)", (("train/loss", "loss", "blue"),)),)
-AFTER_RL = (
-    Panel(
-        "reward_model",
-        "Reward model",
-        "pairs ordered right",
-        (("reward/pair_accuracy", "accuracy", "green"),),
-        percent=True,
-    ),
+REWARD_MODEL = Panel(
+    "reward_model",
+    "Reward model",
+    "pairs ordered right",
+    (("reward/pair_accuracy", "accuracy", "green"),),
+    percent=True,
+)
+PREFERENCES = (
     Panel(
         "align", "Preferences", "pairs ordered right", (("reward/pair_accuracy", "accuracy", "green"),), percent=True
     ),
-    Panel(
-        "distill",
-        "On-policy distillation",
-        "tokens the teacher would have chosen too",
-        (("train/agreement", "agreement", "green"),),
-        percent=True,
-    ),
+)
+LEARNED_RL = (
+    Panel("align", "RL on the reward model", "mean score", (("reward/learned", "reward model", "blue"),)),
+    Panel("align", "RL on the reward model, as judged", "score by the judge", (("eval/gold", "judge", "green"),)),
+)
+"""In the place of the preference losses' panel where align.method is RL."""
+DISTILLATION = Panel(
+    "distill",
+    "On-policy distillation",
+    "tokens the teacher would have chosen too",
+    (("train/agreement", "agreement", "green"),),
+    percent=True,
 )
 
 SHARES = {

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain import config, config_align
+from posttrain.config_align_rl import LearnedRl
+from posttrain.config_fields import ConfigError
 from posttrain.engine.batching import micro_batches
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import gather_objects, rank, world_size
@@ -82,8 +84,11 @@ def run_preference(
 
     `source` names the pairs in the DataError that a bad one raises before anything is trained: the file that they were
     read from, or what made them. Continues from the last checkpoint, with the result of a run that was never
-    interrupted.
+    interrupted. Raises ConfigError for a method that does not learn from pairs.
     """
+    numbers = section.method
+    if isinstance(numbers, LearnedRl):
+        raise ConfigError(f"align.method: got '{numbers.kind}', wanted one that learns from pairs: {sorted(METHODS)}")
     check_pairs(pairs, source)
     ids = {name: [pair_ids(policy.tokenizer, p) for p in pairs if p.split == name] for name in ("train", "heldout")}
     batches = epoch_batches(len(ids["train"]), size=section.batch_pairs, epochs=section.epochs, seed=seed)
@@ -91,7 +96,7 @@ def run_preference(
     scored = scored_pairs(
         trainer.model,
         ids,
-        mismatched=METHODS[section.method.kind].mismatched,
+        mismatched=METHODS[numbers.kind].mismatched,
         seed=seed,
         file=checkpoints / "reference.json",
         micro_batch_tokens=micro_batch_tokens,
@@ -103,7 +108,7 @@ def run_preference(
     for step in range(trainer.steps_done, len(batches)):
         clock = Clock()
         batch = [scored["train"][i] for i in batches[step]]
-        metrics = train_step(trainer, batch, numbers=section.method, micro_batch_tokens=micro_batch_tokens)
+        metrics = train_step(trainer, batch, numbers=numbers, micro_batch_tokens=micro_batch_tokens)
         tokens = sum(response_length(pair.chosen) + response_length(pair.rejected) for pair in batch)
         log(metrics | clock.metrics(tokens=tokens), step + 1)
         if not warned and metrics["train/chosen_change"] < -CHOSEN_FALL:
@@ -111,7 +116,7 @@ def run_preference(
             note(fall_warning(metrics["train/chosen_change"], step + 1))
         if (step + 1) % save_every == 0 and step + 1 < len(batches):
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
-    after = judge_pairs(trainer.model, scored["heldout"], numbers=section.method, micro_batch_tokens=micro_batch_tokens)
+    after = judge_pairs(trainer.model, scored["heldout"], numbers=numbers, micro_batch_tokens=micro_batch_tokens)
     counts = {f"{name}_pairs": len(some) for name, some in scored.items()}
     return {"steps": len(batches), **counts, **after}
 
@@ -126,7 +131,7 @@ def fall_warning(change: float, step: int) -> str:
 
 
 def train_step(
-    trainer: Trainer, pairs: Sequence[Scored], *, numbers: config_align.Method, micro_batch_tokens: int
+    trainer: Trainer, pairs: Sequence[Scored], *, numbers: config_align.PairMethod, micro_batch_tokens: int
 ) -> dict[str, float]:
     """One optimizer step on the batch `pairs`, of which each rank takes its share; the metrics of the whole batch."""
     mine = pairs[rank() :: world_size()]
@@ -217,7 +222,7 @@ def collate_pairs(pairs: Sequence[Scored], device: torch.device) -> PairBatch:
 
 
 def make_preference_loss(
-    pairs: Sequence[Scored], *, numbers: config_align.Method, sft_weight: float, baseline: Tensor
+    pairs: Sequence[Scored], *, numbers: config_align.PairMethod, sft_weight: float, baseline: Tensor
 ) -> LossFn:
     """Loss and metrics of a micro-batch, as additive parts of those of the whole batch `pairs`."""
     method, beta = METHODS[numbers.kind], numbers.beta
@@ -257,7 +262,7 @@ def pair_terms(batch: PairBatch, chosen_B: Tensor, rejected_B: Tensor, baseline:
 
 
 def judge_pairs(
-    model: PreTrainedModel, pairs: Sequence[Scored], *, numbers: config_align.Method, micro_batch_tokens: int
+    model: PreTrainedModel, pairs: Sequence[Scored], *, numbers: config_align.PairMethod, micro_batch_tokens: int
 ) -> dict[str, float]:
     """Loss, implied rewards and log-probabilities of pairs not trained on, as `heldout_*`; nothing without pairs."""
     if not pairs:

@@ -86,4 +86,4 @@ METHODS: Mapping[str, Method] = {
     "orpo": Method(lambda t, n: orpo(t.chosen_B, t.rejected_B, beta=n.beta), per_token=True, reference=False),
     "kto": Method(_kto, mismatched=True),
 }
-"""By the `kind` of posttrain.config_align.Method."""
+"""By the `kind` of posttrain.config_align.PairMethod."""

@@ -21,6 +21,7 @@ from posttrain.config_rl import (
     ReferenceKL,
     SamplerCorrection,
     SquaredLogRatio,
+    StepSource,
     TruncationPenalty,
     TruncationReward,
     ValueBaseline,
@@ -47,8 +48,8 @@ class Recipe:
     whiten: bool
     credit: str
     """`outcome`, `process` or `value`: key of posttrain.loops.credit.CREDITS."""
-    steps: str | None
-    """Where step rewards come from: key of posttrain.loops.steps.SCORERS."""
+    steps: StepSource | None
+    """Where step rewards come from, see posttrain.loops.steps."""
     outcome_weight: float
     """Of the outcome's advantage beside step rewards."""
     truncation: Truncation

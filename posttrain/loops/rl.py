@@ -51,6 +51,15 @@ from posttrain.rl.schedules import scheduled_weight
 
 NO_SCORERS: Mapping[str, Scorer] = MappingProxyType({})
 
+Looks = Mapping[str, Mapping[str, float]]
+"""What was measured, by the number of steps before it, in their order."""
+
+
+def never(looks: Looks) -> bool:
+    """All steps are made, whatever the looks say."""
+    return False
+
+
 EDGE = 5
 """Steps at the start and at the end of a run whose means the summary compares."""
 
@@ -68,15 +77,16 @@ def run_rl(
     measure: Callable[[], dict[str, float]],
     measure_at: Collection[int],
     scorers: Mapping[str, Scorer] = NO_SCORERS,
+    enough: Callable[[Looks], bool] = never,
 ) -> dict[str, Any]:
     """Train `policy` in place; returns the means of all metrics over the first and over the last steps.
 
     `rollouts` must sample from `policy`'s weights, and does so again when this returns. `measure` looks at the policy
-    after each number of steps in `measure_at` (0: before the first). Continues from the last checkpoint in
-    `checkpoints`, with the result of a run that was never interrupted. `scorers`: reward terms with a state, by name.
+    after each number of steps in `measure_at` (0: before the first); `enough`, asked then but at 0, on all ranks, ends
+    the run. Continues from the last checkpoint in `checkpoints` as if never interrupted. `scorers`: terms with a state.
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
-    score_steps = make_step_scorer(recipe.steps, policy) if recipe.steps else None
+    score_steps = make_step_scorer(recipe.steps, policy, precision=engine.precision) if recipe.steps else None
     terms = make_terms(section.rewards, scorers=scorers)
     learner = Learner(policy, recipe, section, engine=engine, seed=seed)
     rates = [problem.pass_rate for problem in problems]
@@ -95,9 +105,8 @@ def run_rl(
         log(as_eval(measured["0"]), 0)
     for step in range(len(history), section.steps):
         clock = Clock()
-        weights = weights_at(step, section)
         learner.begin(step)
-        batch = collector.collect(step, weights, f"{seed}:{step}", clock)
+        batch = collector.collect(step, weights_at(step, section), f"{seed}:{step}", clock)
         with clock("update"):
             trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
         with clock("sync"):
@@ -109,6 +118,8 @@ def run_rl(
             measured[str(step + 1)] = measure()
             metrics |= as_eval(measured[str(step + 1)])
         log(metrics, step + 1)
+        if step + 1 in measure_at and enough(measured):
+            break
         if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
             state = {"learner": learner.state_dict(), "sampler": sampler.state_dict()}
             save_checkpoint(checkpoints, step + 1, state | {"history": history, "measured": measured})

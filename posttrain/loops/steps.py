@@ -1,37 +1,61 @@
-"""Where the rewards of reasoning steps come from: whoever scores steps has an entry here.
+"""Where the rewards of reasoning steps come from, as `objective.credit.steps` says.
 
 A scorer splits each response into steps and says for each what it is worth and at which token it ends. It is made once
-per run from the policy that starts it (its tokenizer, its device).
+per run, before anything is trained, from the policy that starts it (its tokenizer, its device).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from posttrain.config_fields import ConfigError
-from posttrain.engine.policy import Policy
-from posttrain.errors import StageError
-from posttrain.loops.process_reward import StepScorer, checker_scorer
+from posttrain.config_rl import CheckedSteps, ModelledSteps, StepSource
+from posttrain.engine.policy import Policy, Precision
+from posttrain.engine.scalar_head import load_reward_model
+from posttrain.errors import ModelError, StageError
+from posttrain.loops.process_reward import StepScorer, checker_scorer, prm_scorer
 from posttrain.loops.sample import Sample
 from posttrain.rl.process import StepReward
 
-SCORERS: dict[str, Callable[[Policy], StepScorer]] = {"checker": lambda policy: checker_scorer(policy.tokenizer)}
 
-
-def make_step_scorer(name: str, policy: Policy) -> StepScorer:
-    """The scorer of that name, its results checked; raises ConfigError where there is none."""
-    if name not in SCORERS:
-        known = ", ".join(SCORERS) or "none at all"
-        raise ConfigError(f"objective.credit.steps: got '{name}'; step scorers here: {known}")
-    scorer = SCORERS[name](policy)
+def make_step_scorer(source: StepSource, policy: Policy, *, precision: Precision) -> StepScorer:
+    """The scorer of a section, its results checked; raises ConfigError for a folder with no process reward model."""
+    scorer = choose_step_scorer(source, policy, precision=precision)
 
     def checked(samples: Sequence[Sample]) -> list[list[StepReward]]:
         steps = scorer(samples)
-        refuse_bad_steps(samples, steps, name)
+        refuse_bad_steps(samples, steps, source.kind)
         return steps
 
     return checked
+
+
+def choose_step_scorer(source: StepSource, policy: Policy, *, precision: Precision) -> StepScorer:
+    """The exact checker, or the model of a folder."""
+    match source:
+        case CheckedSteps():
+            return checker_scorer(policy.tokenizer)
+        case ModelledSteps():
+            return saved_prm_scorer(Path(source.path), policy, precision=precision)
+
+
+def saved_prm_scorer(folder: Path, policy: Policy, *, precision: Precision) -> StepScorer:
+    """The process reward model of a folder, on the policy's device: the trainer chooses it, after scorers are made."""
+    try:
+        model = load_reward_model(folder, policy.tokenizer, precision=precision)
+    except ModelError as error:
+        raise ConfigError(
+            f"objective.credit.steps.path: {error}; wanted: a process reward model, as studies.process saves them"
+        ) from error
+    score = prm_scorer(model, policy.tokenizer)
+
+    def scored(samples: Sequence[Sample]) -> list[list[StepReward]]:
+        model.to(policy.model.device)
+        return score(samples)
+
+    return scored
 
 
 def refuse_bad_steps(samples: Sequence[Sample], steps: Sequence[Sequence[StepReward]], name: str) -> None:

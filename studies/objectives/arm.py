@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objective", required=True)
     name = parser.parse_args().objective
-    with open_job(f"studies/objectives@{name}", parallel=True) as job:
+    with open_job(f"studies/objectives@{name}") as job:
         study = load_study()
         section = arm_section(name, job.params, study)
         job.parameters({"objective": name, "grpo": section.model_dump(mode="json")})

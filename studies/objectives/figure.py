@@ -25,15 +25,18 @@ DARK = {
     "gone": "#4a545f",
     "paper": "#161b22",
     "blue": "#6f9bff",
+    "orange": "#f0883e",
+    "green": "#4cc79a",
+    "purple": "#b58cf0",
 }
-"""Colours of PALETTE in a dark scheme, where drawn here."""
+"""Colours of PALETTE in a dark scheme, where a study draws them."""
 
 
 def picture(curves: Mapping[str, Sequence[tuple[float, float]]], *, start: float) -> str:
     """SVG text of a panel for each objective: its (share of its steps, accuracy); dashed is sft's accuracy `start`."""
     with matplotlib.rc_context(STYLE):
         svg = inline_svg(_panels(curves, start), "objectives", description="Held-out accuracy over the steps")
-    return _standing_alone(svg)
+    return standing_alone(svg)
 
 
 def _panels(curves: Mapping[str, Sequence[tuple[float, float]]], start: float) -> Figure:
@@ -60,7 +63,7 @@ def _panels(curves: Mapping[str, Sequence[tuple[float, float]]], start: float) -
     return figure
 
 
-def _standing_alone(svg: str) -> str:
+def standing_alone(svg: str) -> str:
     """An inline SVG with the variables that a page would give it."""
     light = "".join(f"--fig-{name}:{value};" for name, value in PALETTE.items())
     dark = "".join(f"--fig-{name}:{value};" for name, value in DARK.items())

@@ -1,6 +1,6 @@
 """What became of a policy: accuracy and lengths against the model it started from, divergence and entropy.
 
-Shapes: B responses, T tokens (prompt and response), N response tokens, V vocabulary, R bootstrap draws, Q questions.
+Shapes: R bootstrap draws, Q questions.
 """
 
 from __future__ import annotations
@@ -8,18 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from posttrain.engine.batching import micro_batches
-from posttrain.engine.policy import wanted_logits
 from posttrain.evals.intervals import paired_difference, resample
 from posttrain.evals.rows import ModeSamples
 from posttrain.evals.suite import Tokens, average, question_accuracy
+from posttrain.loops.divergence import divergences
 from posttrain.loops.rl_step import token_ids
-from posttrain.loops.scoring import response_length, response_mask
-from posttrain.losses.distill import reverse_kl
-from posttrain.losses.policy import entropy
 from posttrain.records import Rollout
 
 
@@ -55,13 +50,15 @@ def divergence(
 
     Both over the whole vocabulary at each sampled token: less noise than the log-ratio of that token alone.
     """
-    responses = [token_ids(rollout) for rollout in rollouts]
-    kl = entropies = 0.0
-    for indices in micro_batches([response_length(response) for response in responses], tokens=micro_batch_tokens):
-        ids_BT, mask_BT = (part.to(policy.device) for part in response_mask([responses[i] for i in indices]))
-        with torch.no_grad():
-            policy_NV = wanted_logits(policy, ids_BT, mask_BT) / temperature
-            reference_NV = wanted_logits(reference, ids_BT, mask_BT) / temperature
-        kl += float(reverse_kl(policy_NV, reference_NV).sum())
-        entropies += float(entropy(torch.log_softmax(policy_NV, dim=-1)).sum())
-    return {"kl": kl / len(responses), "entropy": entropies / sum(len(ids) for _, ids in responses)}
+    found = divergences(
+        policy,
+        reference,
+        [token_ids(rollout) for rollout in rollouts],
+        temperature=temperature,
+        micro_batch_tokens=micro_batch_tokens,
+    )
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    return {
+        "kl": sum(one.kl for one in found) / len(found),
+        "entropy": sum(one.entropy for one in found) / tokens,
+    }

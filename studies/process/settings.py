@@ -75,6 +75,8 @@ class Settings(Section):
     train: str
     heldout: str
     reward_model: str | None
+    models: Annotated[str, Field(min_length=1)]
+    """Folder of the process reward models when all is done: `soft` and `hard`, by their labels."""
     generation: Generation
     labels: Labels
     training: Training

@@ -54,16 +54,18 @@ class Study:
     note: Note
     scorers: dict[str, StepScorer] = field(default_factory=dict)
     """By name: prm_soft, prm_hard, checker."""
+    models: dict[str, PreTrainedModel] = field(default_factory=dict)
+    """The process reward models, by the kind of label that they were trained on."""
 
     def run(self, train: Sequence[Problem], heldout: Sequence[Problem]) -> dict[str, Any]:
-        """The report; `scorers` is filled on the way."""
+        """The report; `scorers` and `models` are filled on the way."""
         numbers = self.settings
         samples, counts = self._labels(_first(train, numbers.labels.problems, numbers.seed))
         checker = checker_scorer(self.policy.tokenizer)
         report: dict[str, Any] = {"policy": numbers.policy, "labels": self._label_quality(samples, counts, checker)}
         for label in LABELS:
-            model = self._train(label, samples, counts)
-            self.scorers[f"prm_{label}"] = prm_scorer(model, self.policy.tokenizer)
+            self.models[label] = self._train(label, samples, counts)
+            self.scorers[f"prm_{label}"] = prm_scorer(self.models[label], self.policy.tokenizer)
         self.scorers["checker"] = checker
         problems = [problem for problem in heldout if solvable(problem)][: numbers.rerank.problems]
         pools = self._sample(problems, numbers.rerank.samples, numbers.seed + 1)

@@ -10,6 +10,7 @@ from posttrain.chain import MODELS
 from posttrain.evals import page
 from posttrain.evals.across import compare_models
 from posttrain.evals.inputs import load_inputs
+from posttrain.evals.panels import DISTILLATION, LEARNED_RL, REWARD_MODEL
 from posttrain.records import DataError
 from tests.evals import made_up
 
@@ -196,3 +197,15 @@ def test_length_reward_needs_a_look_at_its_start(run: Path, tmp_path: Path) -> N
     (root / "reports/grpo.json").write_text(json.dumps(values | {"length_reward_start": 30}))
     with pytest.raises(DataError, match=r"wanted one at length_reward_start = 30"):
         build(root)
+
+
+def test_rl_on_a_reward_model_is_shown_in_the_place_of_pairs(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    report = json.loads((root / "reports/align.json").read_text())
+    (root / "reports/align.json").write_text(json.dumps(report | {"method": "ppo", "rl": {"kept_step": 2}}))
+    (root / "reports/curves/align.csv").write_text("eval/gold,reward/learned,step\n4.5,,0\n,0.1,1\n4.75,0.4,2\n")
+    before, shown = read(build(run)).text, read(build(root)).text
+    places = [shown.index(panel.title) for panel in (REWARD_MODEL, *LEARNED_RL, DISTILLATION)]
+    assert places == sorted(places)
+    assert not any(panel.title in before for panel in LEARNED_RL)
+    assert page.LEARNED_RL_MAKING in shown and page.LEARNED_RL_MAKING not in before

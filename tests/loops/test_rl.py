@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from posttrain.errors import StageError, VerifierError
+from posttrain.loops import steps
 from posttrain.loops.rl import run_rl
-from posttrain.loops.steps import SCORERS
 from posttrain.records import Problem
 from posttrain.rl.process import StepReward
 from tests.loops.toy import ENGINE, PROBLEMS, Journal, rl_section, same_weights, sampler_of, start_policy, weights_of
@@ -110,14 +110,14 @@ def test_without_a_signal_nothing_is_trained(tmp_path):
     assert "train/loss" not in metrics and "kl/k1_sequence" in metrics and "length/correct" not in metrics
 
 
-def right_is_a_good_step(policy):
+def right_is_a_good_step(tokenizer):
     """A scorer with one step per response: its answer."""
     return lambda samples: [[StepReward(sample.tokens - 1, sample.verdict.score)] for sample in samples]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_published_method_learns(tmp_path, name, monkeypatch):
-    monkeypatch.setitem(SCORERS, "checker", right_is_a_good_step)
+    monkeypatch.setattr(steps, "checker_scorer", right_is_a_good_step)
     _, _, journal = train(tmp_path, rl_section(name, steps=10, save_every=100))
     accuracy = [metrics["reward/accuracy"] for _, metrics in journal.rows]
     assert sum(accuracy[-3:]) / 3 > accuracy[0] + 0.1

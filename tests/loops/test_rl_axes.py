@@ -12,13 +12,14 @@ from posttrain.engine.policy import Policy, save_policy
 from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.errors import ModelError, NonFiniteError, StageError
 from posttrain.loops import rl_state
+from posttrain.loops import steps as step_scorers
 from posttrain.loops.credit import Credit
+from posttrain.loops.process_reward import prm_scorer
 from posttrain.loops.recipe import choose_recipe
 from posttrain.loops.rl import count
 from posttrain.loops.rl_batch import Batch
 from posttrain.loops.rl_step import Counts
 from posttrain.loops.sample import Sample
-from posttrain.loops.steps import SCORERS
 from posttrain.losses.reduce import Denominators
 from posttrain.records import Verdict
 from posttrain.rl.process import StepReward
@@ -201,7 +202,7 @@ def test_the_optimizer_starts_anew(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step_and_shows_the_response(tmp_path, monkeypatch):
-    monkeypatch.setitem(SCORERS, "checker", lambda policy: huge_steps)
+    monkeypatch.setattr(step_scorers, "checker_scorer", lambda tokenizer: huge_steps)
     policy = start_policy()
     before = weights_of(policy)
     section = rl_section("process_grpo", steps=1, objective=axes("process_grpo", scale="none", kl="none"))
@@ -226,10 +227,34 @@ def huge_steps(samples):
     return [[StepReward(0, 1e300 if huge and number == 0 else 0.0)] for number, _ in enumerate(samples)]
 
 
-def test_process_credit_needs_a_scorer(tmp_path, monkeypatch):
-    monkeypatch.delitem(SCORERS, "checker", raising=False)
-    with pytest.raises(ConfigError, match=r"objective.credit.steps: got 'checker'; step scorers here: "):
-        train(tmp_path, rl_section("process_grpo", steps=1))
+def by_prm(folder, **changes):
+    credit = {"kind": "process", "steps": {"kind": "prm", "path": str(folder)}, "outcome": 0.0}
+    return rl_section("process_grpo", steps=2, objective=axes("process_grpo", credit=credit), **changes)
+
+
+def test_a_saved_process_reward_model_scores_the_steps(tmp_path, monkeypatch):
+    """As what it is in memory does; another model gives other weights."""
+    policy = start_policy()
+    models = [with_scalar_head(policy.model, seed=seed) for seed in (3, 4)]
+    trained = []
+    for number, model in enumerate(models):
+        save_policy(Policy(model, policy.tokenizer), tmp_path / f"prm{number}")
+        after, _, journal = train(tmp_path / f"by{number}", by_prm(tmp_path / f"prm{number}"))
+        assert len(journal.rows) == 2 and all(m["train/grad_norm"] > 0 for _, m in journal.rows)
+        trained.append(weights_of(after))
+    monkeypatch.setattr(step_scorers, "checker_scorer", lambda tokenizer: prm_scorer(models[0].eval(), tokenizer))
+    in_memory, _, _ = train(tmp_path / "memory", rl_section("process_grpo", steps=2))
+    assert same_weights(trained[0], weights_of(in_memory)) and not same_weights(*trained)
+
+
+def test_a_process_reward_model_that_is_not_there_is_named_before_anything_is_trained(tmp_path):
+    policy = start_policy()
+    with pytest.raises(ConfigError, match=r"objective.credit.steps.path: .*absent: .* no such folder; wanted: a proc"):
+        train(tmp_path / "run", by_prm(tmp_path / "absent"), policy=policy)
+    save_policy(policy, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"objective.credit.steps.path: .*other: no weights for score.weight; wanted"):
+        train(tmp_path / "run", by_prm(tmp_path / "other"), policy=policy)
+    assert same_weights(weights_of(policy), weights_of(start_policy()))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +266,6 @@ def test_process_credit_needs_a_scorer(tmp_path, monkeypatch):
     ],
 )
 def test_steps_that_make_no_sense_stop_the_run(tmp_path, monkeypatch, steps, said):
-    monkeypatch.setitem(SCORERS, "checker", lambda policy: steps)
+    monkeypatch.setattr(step_scorers, "checker_scorer", lambda tokenizer: steps)
     with pytest.raises(StageError, match=f"step scorer 'checker'.*{said}"):
         train(tmp_path, rl_section("process_grpo", steps=1))

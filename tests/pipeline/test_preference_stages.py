@@ -1,4 +1,4 @@
-"""Stages prefer and reward_model as they are run, in a toy world whose model answers 7 or 8."""
+"""Stages prefer, reward_model and align as they are run, in a toy world whose model answers 7 or 8."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from posttrain.engine.scalar_head import load_reward_model
 from posttrain.fingerprint import fingerprint, stage_definition
 from posttrain.profiles import merge
 from posttrain.records import Pair, read_jsonl, write_jsonl
-from tasks import prefer, reward_model
+from tasks import align, prefer, reward_model
 from tests.loops.test_pair_file import row
-from tests.loops.toy import PROBLEMS, start_policy
+from tests.loops.toy import PROBLEMS, objective, start_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
 TOY = {
     "prefer": {"problems": 4, "samples": 8, "generation": {"max_new_tokens": 24}, "heldout_share": 0.5},
     "reward_model": {"batch_pairs": 2, "optimizer": {"lr": 0.003}},
-    "align": {"rounds": 1},
+    "align": {"rounds": 1, "batch_pairs": 4, "win_problems": 4},
+    "grpo": {"prompts_per_step": 4, "group_size": 4, "generation": {"max_new_tokens": 24}},
+    "probe": {"samples": 4, "generation": {"max_new_tokens": 24}},
 }
+OBJECTIVES = {"ppo": objective("ppo")["objective"], "grpo_rm": objective("dr_grpo")["objective"]}
 PAIRS, REPORT = Path("data/preferences/pairs.jsonl"), Path("reports/prefer.json")
 
 
@@ -40,7 +43,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     save_policy(start_policy(), folder / "models/fuse")
     save_policy(start_policy(), folder / "models/sft")
-    write_jsonl(folder / "data/curated/train.jsonl", PROBLEMS)
+    for split in ("train", "heldout"):
+        write_jsonl(folder / f"data/curated/{split}.jsonl", PROBLEMS)
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "system.yaml").write_text("processes: 1\n", encoding="utf-8")  # a test cannot be copied
     with pytest.MonkeyPatch.context() as patch:
@@ -141,3 +145,56 @@ def test_the_model_that_answers_is_a_dependency(project: Path) -> None:
     (stage,) = Repo().stage.collect("prefer")
     files = [dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)]
     assert sorted(files) == sorted(stage_definition("prefer")["deps"])
+
+
+def learned_rl(kind: str, **changes: object) -> dict[str, object]:
+    return {
+        "kind": kind,
+        "objective": OBJECTIVES[kind],
+        "steps": 4,
+        "epochs": 1,
+        "minibatches": 1,
+        "rewards": {"learned": {"weight": 1.0, "start": 0, "ramp": 0}},
+        "look_every": 2,
+        "look_problems": 2,
+        "look_samples": 4,
+        "stop": {"signal": "none", "checks": 1},
+        "second_reward_model": None,
+    } | changes
+
+
+def test_pairs_train_the_policy_without_a_reward_model(project: Path) -> None:
+    shutil.rmtree("models/reward_model")
+    align.main()
+    report = json.loads(Path("reports/align.json").read_text())
+    assert set(report) == {"method", "win_rate", "kl_sequence", "samples", "rounds"} and report["method"] == "dpo"
+    assert len(report["rounds"]) == 1 and report["rounds"][0]["steps"] > 0
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo_rm"])
+def test_rl_on_the_reward_model_trains_the_policy(project: Path, kind: str) -> None:
+    """Without any pairs; a second reward model is measured beside the one that is optimised."""
+    shutil.rmtree("data/preferences")
+    shutil.copytree("models/reward_model", "models/other")
+    stop = {"signal": "second_proxy", "checks": 3}
+    use(align={"method": learned_rl(kind, second_reward_model="models/other", stop=stop)})
+    align.main()
+    report = json.loads(Path("reports/align.json").read_text())
+    assert set(report) == {"method", "win_rate", "kl_sequence", "samples", "rl"} and report["method"] == kind
+    looks = report["rl"]["heldout"]
+    assert list(looks) == ["0", "2", "4"] and report["rl"]["steps"] == 4
+    assert all(look["proxy"] == look["second_proxy"] for look in looks.values())
+    kept = report["rl"]["kept_step"]
+    assert looks[str(kept)]["proxy"] == max(look["proxy"] for look in looks.values())
+    changed = Path("models/align/model.safetensors").read_bytes() != Path("models/fuse/model.safetensors").read_bytes()
+    assert changed == (kept > 0) == (report["kl_sequence"] != 0.0)
+    header = Path("reports/curves/align.csv").read_text().splitlines()[0].split(",")
+    assert {"step", "train/loss", "reward/learned", "eval/gold"} <= set(header)
+
+
+def test_a_missing_reward_model_trains_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    use(align={"method": learned_rl("grpo_rm", second_reward_model="models/none")})
+    with pytest.raises(SystemExit) as stopped:
+        align.main()
+    assert stopped.value.code == 2 and "models/none: cannot be loaded as a reward model" in capsys.readouterr().err
+    assert not Path("models/align").exists() and not list(Path(".work/ckpt/align").rglob("*.pt"))

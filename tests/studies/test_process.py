@@ -8,15 +8,18 @@ import pytest
 import yaml
 
 from posttrain.config import ConfigError
+from posttrain.config_rl import ModelledSteps
 from posttrain.engine.policy import Policy, save_policy
 from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.evals.readme import block_of
 from posttrain.files import rounded
+from posttrain.loops.steps import make_step_scorer
+from studies.process.__main__ import save_whole
 from studies.process.page import NAMES, NOTHING, results
 from studies.process.settings import load_settings
 from studies.process.study import Study
 from tests.loops.toy import ENGINE
-from tests.loops.worked import PROBLEM, TOKENS, Scripted, micro_policy
+from tests.loops.worked import PROBLEM, TOKENS, Scripted, micro_policy, worked_samples
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "studies/process/params.yaml"
@@ -55,10 +58,15 @@ def copies(name, count):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def ran(tmp_path_factory):
     numbers = small(tmp_path_factory.mktemp("study"))
     study = Study(numbers, micro_policy(), Scripted(), ENGINE, lambda text: None)
-    return rounded(study.run(copies("t", 4), copies("h", 6)))
+    return study, rounded(study.run(copies("t", 4), copies("h", 6)))
+
+
+@pytest.fixture(scope="module")
+def report(ran):
+    return ran[1]
 
 
 def test_the_committed_numbers_are_valid():
@@ -93,6 +101,19 @@ def test_the_report_of_a_scripted_policy(report):
     assert set(report["aggregations"]) == {"min", "product", "mean", "last"}
     found = report["search"]["checker"]["4"]
     assert found["accuracy"]["value"] == 1.0 and min(found["tokens"], found["tokens_scored"]) > 0
+
+
+def test_its_models_are_what_an_objective_reads(ran, tmp_path):
+    """Saved over an older one and loaded as stage grpo does, a model scores as it did in the study."""
+    study, _ = ran
+    assert set(study.models) == {"soft", "hard"}
+    policy = micro_policy()
+    for label in ("hard", "soft"):
+        save_whole(Policy(study.models[label], policy.tokenizer), tmp_path / "models/prm")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["prm"]
+    source = ModelledSteps(kind="prm", path=str(tmp_path / "models/prm"))
+    samples = worked_samples()
+    assert make_step_scorer(source, policy, precision="fp32")(samples) == study.scorers["prm_soft"](samples)
 
 
 def test_the_page_holds_what_the_report_says(report):

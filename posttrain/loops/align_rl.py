@@ -1,0 +1,181 @@
+"""RL on a reward model's score, methods `ppo` and `grpo_rm` of stage align, which can stop by itself.
+
+The loop is that of stage grpo, the reward the term `learned`, the policy that it starts from is the reference. A policy
+that is optimised against a proxy long enough finds where the proxy is wrong (Gao et al., arXiv 2210.10760), so that at
+every look the policy's own answers to held-out problems are judged by more than what it is trained on: by the gold
+score, or by a second reward model where no gold exists. Once that signal has been below its best for some looks in a
+row, training ends; the weights kept are those of the best look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from posttrain import config
+from posttrain.config_align_rl import LearnedRl
+from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
+from posttrain.engine.distributed import rank
+from posttrain.engine.policy import Policy, frozen_copy
+from posttrain.engine.rollout import RolloutEngine
+from posttrain.errors import StageError
+from posttrain.loops.gold import GOLD, look_at_scores
+from posttrain.loops.learned import learned_scorer
+from posttrain.loops.rl import Looks, run_rl
+from posttrain.records import Problem
+from posttrain.rewards.terms import Group
+from posttrain.rewards.total import LEARNED, Scorer
+
+PROXY, SECOND = "proxy", "second_proxy"
+"""Names of the reward model trained on and of the other one, as measured."""
+NO_SIGNAL = "none"
+
+
+def run_align_rl(
+    policy: Policy,
+    problems: Sequence[Problem],
+    heldout: Sequence[Problem],
+    *,
+    section: LearnedRl,
+    optimizer: config.Optimizer,
+    grpo: config.Rl,
+    reward_model: PreTrainedModel,
+    second: PreTrainedModel | None,
+    rollouts: RolloutEngine,
+    engine: config.Engine,
+    seed: int,
+    log: Callable[[dict[str, float], int], None],
+    checkpoints: Path,
+) -> dict[str, Any]:
+    """Train `policy` in place on `problems`; the report has run_rl's summary, the step kept, and one sentence.
+
+    `rollouts` must sample from `policy`'s weights, and does so again when this returns. `heldout`: what the looks ask.
+    `second`: the reward model of `section.second_reward_model`. Continues from the last checkpoint in `checkpoints`.
+    Raises ConfigError where the method and section grpo contradict each other.
+    """
+    numbers = rl_section(grpo, section, optimizer)
+    reference = frozen_copy(policy.model)
+    proxies = {PROXY: reward_model} | ({SECOND: second} if second else {})
+
+    def look() -> dict[str, float]:
+        found = look_at_scores(
+            rollouts,
+            policy,
+            reference,
+            heldout[: section.look_problems],
+            proxies,
+            samples=section.look_samples,
+            generation=numbers.generation,
+            seed=seed,
+            micro_batch_tokens=numbers.micro_batch_tokens,
+        )
+        return {name: float(value_Q.mean()) for name, value_Q in found.items()}
+
+    watch = Watch(policy, section.stop.signal, section.stop.checks, checkpoints / "best")
+    summary = run_rl(
+        policy,
+        problems,
+        section=numbers,
+        rollouts=rollouts,
+        engine=engine,
+        seed=seed,
+        log=log,
+        checkpoints=checkpoints,
+        measure=look,
+        measure_at={0, numbers.steps} | set(range(0, numbers.steps, section.look_every)),
+        scorers={LEARNED: scored_by(reward_model, policy, micro_batch_tokens=numbers.micro_batch_tokens)},
+        enough=watch,
+    )
+    kept = watch.restore(summary["heldout"], reference)
+    if kept != summary["steps"]:
+        rollouts.load_weights(policy.model, summary["steps"] + 1)
+    sentence = in_one_sentence(summary["heldout"], signal=section.stop.signal, kept=kept)
+    return {"kept_step": kept, "sentence": sentence, **summary}
+
+
+def scored_by(reward_model: PreTrainedModel, policy: Policy, *, micro_batch_tokens: int) -> Scorer:
+    """The term `learned`, on the policy's device: the trainer chooses it, after terms are made."""
+    learned = learned_scorer(reward_model, micro_batch_tokens=micro_batch_tokens)
+
+    def score(groups: Sequence[Group]) -> list[list[float]]:
+        reward_model.to(policy.model.device)
+        return learned(groups)
+
+    return score
+
+
+def rl_section(grpo: config.Rl, section: LearnedRl, optimizer: config.Optimizer) -> config.Rl:
+    """Stage grpo's section with what `section` changes; raises ConfigError where the two contradict."""
+    own = section.model_dump(mode="json", include={"objective", "steps", "epochs", "minibatches", "rewards"})
+    changes = {
+        "method": "rl",
+        "sampling": "uniform",  # the other ways go by the verifier, which is not what is trained on here
+        "curriculum_steps": 0,
+        "optimizer": optimizer.model_dump(mode="json"),
+    }
+    return config.parse_section(
+        config.Rl, grpo.model_dump(mode="json") | own | changes, f"align.method '{section.kind}'"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Looks at one measurement from outside the reward: keeps the best weights, and says when it has turned down."""
+
+    policy: Policy
+    signal: str
+    """What is looked at; `none`: nothing."""
+    checks: int
+    folder: Path
+    """Where the best weights are kept, on every rank."""
+
+    def __call__(self, looks: Looks) -> bool:
+        """Whether the last `checks` looks are all below the best; called after each look, on all ranks."""
+        if self.signal == NO_SIGNAL:
+            return False
+        best = best_step(looks, self.signal)
+        if best == last_step(looks):
+            weights = {name: tensor.detach().cpu() for name, tensor in self.policy.model.state_dict().items()}
+            save_checkpoint(self.folder, best, {"model": weights})
+        return sum(int(step) > best for step in looks) >= self.checks
+
+    def restore(self, looks: Looks, start: PreTrainedModel) -> int:
+        """Give the policy the weights of the best look and return its step; without a signal they stay the last."""
+        best = last_step(looks) if self.signal == NO_SIGNAL else best_step(looks, self.signal)
+        if best == 0:
+            self.policy.model.load_state_dict(start.state_dict())
+        elif best != last_step(looks):
+            found = latest_checkpoint(self.folder)
+            if found is None or found[0] != best:
+                raise StageError(f"{self.folder}: got step {found and found[0]}, wanted the best weights, step {best}")
+            self.policy.model.load_state_dict(found[1]["model"])
+        return best
+
+
+def best_step(looks: Looks, signal: str) -> int:
+    """The first step at which the signal was highest."""
+    return int(max(looks, key=lambda step: looks[step][signal]))
+
+
+def last_step(looks: Looks) -> int:
+    return int(list(looks)[-1])
+
+
+def in_one_sentence(looks: Looks, *, signal: str, kept: int) -> str:
+    """Where the signal (without one, gold) was highest, and which weights were kept."""
+    watched = GOLD if signal == NO_SIGNAL else signal
+    best, last = best_step(looks, watched), last_step(looks)
+    kl = looks[str(best)]["kl"]
+    place = f"KL {kl:.2f} nats (sqrt {math.sqrt(max(kl, 0.0)):.2f})"
+    if best == last:
+        return f"{watched} was highest at the end, step {last}, at {place}: it has not turned down."
+    change = looks[str(last)][watched] - looks[str(best)][watched]
+    return (
+        f"{watched} peaked after step {best} at {place} and was {change:+.3g} from there at step {last}, the last: the "
+        f"weights after step {kept} are kept."
+    )
