@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from posttrain import config
 from posttrain.config_align_rl import LearnedRl
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
-from posttrain.engine.distributed import rank
 from posttrain.engine.policy import Policy, frozen_copy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.errors import StageError
