@@ -1,6 +1,5 @@
 """Every case on a toy size: both sides are built, do two steps, and pass the parity gate. Nothing is timed."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,10 +43,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def work(folder, tmp_path, monkeypatch):
-    # Set by our side's process group; the peer would look for a launcher.
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+def work(folder, tmp_path):
     size = Size(prompts=4, group=2, prompt_tokens=6, response_tokens=8, spread=0.5, steps=1, peer_batch=(2,))
     return Work(
         folder=folder,
@@ -72,15 +68,21 @@ def values_of(runs, case, work) -> list[list[float]]:
     return journal.values
 
 
-def both(case, work):
+def both(case, work, monkeypatch):
+    """In one process, which they never share elsewhere: our process group's variables make the peer seek a launcher."""
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    for name in launched:
+        monkeypatch.delenv(name, raising=False)
     theirs = values_of(peer.RUNS, case, work)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     own = values_of(ours.RUNS, case, replace(work, scratch=work.scratch / "ours"))
     return own, theirs
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if PROOFS[case] == (case,)])
-def test_parity_gate(case, work):
-    own, theirs = both(case, work)
+def test_parity_gate(case, work, monkeypatch):
+    own, theirs = both(case, work, monkeypatch)
     verdict = compare(case, own, theirs, settings=SETTINGS)
     assert verdict["passed"], verdict
     if case == "generate":
@@ -93,9 +95,8 @@ def test_parity_gate(case, work):
         assert not other["passed"]
 
 
-def test_a_whole_grpo_step_is_built_on_both_sides(work):
-    own, theirs = both("grpo", work)
+def test_a_whole_grpo_step_is_built_on_both_sides(work, monkeypatch):
+    own, theirs = both("grpo", work, monkeypatch)
     assert len(own) == len(theirs) == STEPS
     assert all(norm > 0.01 for _, norm in own + theirs)
     assert set(PROOFS["grpo"]) == {"grpo_update", "generate"}
-    assert "RANK" not in os.environ or os.environ["RANK"] == "0"
