@@ -13,7 +13,7 @@ from posttrain.config import parse_params
 from posttrain.engine.policy import Policy, load_policy
 from posttrain.engine.rollout import Request, RolloutEngine, make_engine
 from posttrain.loops.clock import Clock
-from posttrain.loops.preference import run_dpo
+from posttrain.loops.preference import run_preference
 from posttrain.loops.recipe import choose_recipe
 from posttrain.loops.reward_model import run_reward_model
 from posttrain.loops.rl import run_rl, update, weights_at
@@ -85,19 +85,21 @@ def _dpo(work: Work, turns: Turns, between: Callable[[Policy], None]) -> None:
             "optimizer": work.optimizer,
             "epochs": float(work.steps),
             "batch_pairs": len(work.groups),
-            "sft_weight": 0.0,
+            "method": work.preference,
         }
     )
     turns.begin()
-    run_dpo(
+    run_preference(
         policy,
         work.pairs(),
         section=section,
         engine=_engine(work),
         seed=work.seed,
         log=log_and_continue,
+        note=_unseen,
         checkpoints=work.scratch,
         save_every=NEVER,
+        source="benchmark",
     )
 
 
@@ -260,6 +262,10 @@ def _engine(work: Work) -> config.Engine:
 
 def _problems(work: Work) -> list[Problem]:
     return [Problem(str(p), "?", "0", "exact", "benchmark", "benchmark") for p in range(len(work.groups))]
+
+
+def _unseen(text: str) -> None:
+    """Warnings about what a run teaches: random tokens teach nothing."""
 
 
 def _log(turns: Turns) -> Callable[[dict[str, float], int], None]:

@@ -93,7 +93,7 @@ def _dpo(work: Work, turns: Turns, *, precomputed: bool) -> None:
     ]
     settings = DPOConfig(
         **_settings(work, rows=len(rows)),
-        beta=_beta(work),
+        beta=work.preference.beta,
         max_length=None,
         precompute_ref_log_probs=precomputed,
     )
@@ -101,10 +101,6 @@ def _dpo(work: Work, turns: Turns, *, precomputed: bool) -> None:
     reference = None if precomputed else _load(work)[0]
     dataset = Dataset.from_list(rows)
     _train(Pairs(model, reference, settings, train_dataset=dataset, processing_class=tokenizer), turns)
-
-
-def _beta(work: Work) -> float:
-    return work.params.align.beta
 
 
 def reward_model(work: Work, turns: Turns) -> None:

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.arithmetic import Shape
 from benchmarks.settings import Model, Precision, Size
-from posttrain import config
+from posttrain import config, config_align
+from posttrain.chat.template import TURN_END
 from posttrain.config import Params, parse_params
 from posttrain.curation.tokenizer import train_tokenizer
 from posttrain.engine.existing import load_existing
@@ -64,10 +65,26 @@ class Work:
             grad_clip=1.0,
         )
 
+    @property
+    def preference(self) -> config_align.Dpo:
+        """DPO alone: no likelihood term, which the peer has in another form."""
+        return config_align.Dpo(kind="dpo", beta=self.params.align.method.beta, sft_weight=0.0)
+
     def pairs(self) -> list[Pair]:
-        """Of every group the first response over the second."""
+        """Of every group the first response over the second. The texts only tell the pairs apart: ids are trained."""
         return [
-            Pair(f"{p}", f"{p}", "", "", "", 1.0, "benchmark", group.prompt_ids, *group.responses)
+            Pair(
+                id=f"{p}",
+                problem_id=f"{p}",
+                prompt=f"prompt {p}",
+                chosen=f"one response{TURN_END}",
+                rejected="another response",
+                margin=1.0,
+                judge="benchmark",
+                prompt_ids=group.prompt_ids,
+                chosen_ids=group.responses[0],
+                rejected_ids=group.responses[1],
+            )
             for p, group in enumerate(self.groups)
         ]
 
