@@ -1,4 +1,4 @@
-"""python -m benchmarks [--model NAME] [--case NAME] [--startup] [--page]: measure, then write docs/performance.md.
+"""python -m benchmarks [--model NAME] [--case NAME ...] [--startup] [--page]: measure, then write docs/performance.md.
 
 Ours against TRL, case by case, and what a process costs before it does anything (`--startup`: that alone).
 
@@ -19,11 +19,11 @@ from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.measure import Bench, Choice, Note, choose_peer, gate, measure
-from benchmarks.page import PAGE, build, read_results
+from benchmarks.page import PAGE, build, machine_of, read_results
 from benchmarks.settings import CASES, PROOFS, Case, Settings, load_settings
 from benchmarks.side import BenchmarkError
 from benchmarks.startup import measure_startup
-from benchmarks.world import prepare_model, profile_params, shape_of
+from benchmarks.world import prepare_model, profile_params, shape_of, source_of_weights
 from posttrain.config import ConfigError
 from posttrain.errors import ModelError
 from posttrain.files import rounded, write_atomic
@@ -48,11 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         if not wanted.page:
             refuse_missing_peer()
             machine = describe()
+            machine_of(read_results(REPORTS).get(machine["kind"], {}), now=machine)
             if not (wanted.model or wanted.case):
                 keep("startup", machine, measure_startup(deadline=settings.deadline))
                 note("start-up of processes measured")
             for name in [wanted.model] if wanted.model else [] if wanted.startup else settings.models:
-                failures += run_model(name, [wanted.case] if wanted.case else list(CASES), settings, machine, note)
+                failures += run_model(name, wanted.case or CASES, settings, machine, note)
         write_atomic(PAGE, build(read_results(REPORTS), settings))
     except (ConfigError, DataError, BenchmarkError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -76,7 +77,7 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks", description=__doc__
     )
     parser.add_argument("--model", choices=list(settings.models))
-    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--case", choices=CASES, nargs="+")
     parser.add_argument("--startup", action="store_true")
     parser.add_argument("--page", action="store_true")
     return parser
@@ -85,15 +86,16 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
 def run_model(name: str, cases: Sequence[Case], settings: Settings, machine: dict[str, Any], note: Note) -> list[str]:
     """Measure a model's cases and keep the results; the failures, of which one does not stop the others."""
     model = settings.models[name]
+    params = profile_params(model.profile)
     try:
-        folder = prepare_model(model, profile_params(model.profile), WORK / "models" / name, seed=settings.seed)
+        folder = prepare_model(model, params, WORK / "models" / name, seed=settings.seed)
     except ModelError as error:
         note(f"{name}: skipped: {error}")
         return []
     shape, token_ids = shape_of(folder)
     described = {
         "model": name,
-        "weights": model.folder if folder == Path(str(model.folder)) else f"profile {model.profile}",
+        "weights": model.folder if folder == Path(str(model.folder)) else source_of_weights(params),
         "parameters": shape.parameters,
         "vocabulary": shape.vocabulary,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.machine import cuda_device, gpu_names, memory_bytes, usable_cores
+from posttrain.system import System, environment
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of x86 and of Arm."""
@@ -15,14 +16,20 @@ PACKAGES = ("torch", "transformers", "deepspeed", "trl", "accelerate")
 
 
 def describe() -> dict[str, Any]:
-    """Name, what it multiplies in, and the versions of what was measured."""
+    """Name, threads of each side, what it multiplies in, and the versions of what was measured."""
     kind = "cuda" if cuda_device() else "cpu"
     return {
         "kind": kind,
         "name": gpu_names()[0] if kind == "cuda" else cpu_name(Path("/proc/cpuinfo")),
-        "bf16": kind == "cuda" or multiplies_bf16(Path("/proc/cpuinfo")),
+        "threads": int(environment(System())["OMP_NUM_THREADS"]),
+        "bf16": has_bf16(),
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def has_bf16() -> bool:
+    """Whether this machine multiplies in it."""
+    return cuda_device() or multiplies_bf16(Path("/proc/cpuinfo"))
 
 
 def cpu_name(cpuinfo: Path) -> str:

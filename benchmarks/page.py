@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.settings import CASES, Case, Settings
+from benchmarks.settings import CASES, PRECISIONS, Case, Settings
 from posttrain.evals.inputs import Source, read_source
 from posttrain.records import DataError
 
@@ -77,8 +77,8 @@ def read_results(folder: Path) -> dict[str, dict[str, Source]]:
 def build(results: Results, settings: Settings) -> str:
     """The page; raises DataError where results of one device come from different machines."""
     parts = ["# performance: side by side with TRL", INTRODUCTION]
-    for kind, measured in results.items():
-        parts.append(device(kind, measured, settings))
+    for measured in results.values():
+        parts.append(device(measured, settings))
     known = {name for measured in results.values() for name in measured}
     missing: dict[str, list[str]] = {
         model: [case for case in CASES if case in numbers.cases and f"{model}-{case}" not in known]
@@ -92,18 +92,30 @@ def build(results: Results, settings: Settings) -> str:
     return "\n\n".join([*parts, PEER]) + "\n"
 
 
-def device(kind: str, measured: Mapping[str, Source], settings: Settings) -> str:
-    """One machine's tables."""
-    machines = {result.need("machine.name"): result.file for result in measured.values()}
+def machine_of(measured: Mapping[str, Source], now: Mapping[str, Any] | None = None) -> str:
+    """The machine of a device's results, and of what is measured `now`; raises DataError where there are several."""
+    machines = {machine_name(result.need("machine")): result.file for result in measured.values()}
+    if now is not None:
+        machines.setdefault(machine_name(now), "what would be measured now")
     if len(machines) > 1:
         raise DataError(
             f"{' and '.join(machines.values())}: measured on {' and on '.join(machines)}; wanted: one machine per "
-            "device, so run `make bench` on it, or remove the other's results"
+            "device and one number of threads; remove the results of the other"
         )
     (machine,) = machines
+    return machine
+
+
+def machine_name(machine: Mapping[str, Any]) -> str:
+    return f"{machine['name']}, threads per side: {machine['threads']}"
+
+
+def device(measured: Mapping[str, Source], settings: Settings) -> str:
+    """One machine's tables."""
+    machine = machine_of(measured)
     some = next(iter(measured.values()))
     versions = ", ".join(f"{name} {number}" for name, number in some.need("machine.versions").items())
-    parts = [f"## {machine}", f"Measured with {versions}; {settings.pairs} pairs. {READING}"]
+    parts = [f"## {machine}", f"Measured with {versions}.", READING]
     if startup := measured.get("startup"):
         parts.append(startup_section(startup))
     for model in settings.models:
@@ -171,10 +183,9 @@ def notes(results: Sequence[Source]) -> str:
     lines = []
     for result in results:
         rates = result.need("rates")
-        line = (
-            f"* {title(result)}: matrix rate {rates['fp32'] / 1e9:,.0f} GFLOP/s in fp32, {rates['bf16'] / 1e9:,.0f} "
-            f"in bf16, memory {rates['bytes'] / 1e9:.0f} GB/s. "
-        )
+        products = ", ".join(f"{rates[name] / 1e9:,.0f} GFLOP/s in {name}" for name in PRECISIONS if name in rates)
+        pairs = len(result.need("ours.seconds"))
+        line = f"* {title(result)}: {pairs} pairs; matrix rate {products}, memory {rates['bytes'] / 1e9:.0f} GB/s. "
         if "share_of_bound" in result.need("ours"):
             shares = [100 * result.need(f"{side}.share_of_bound") for side in ("ours", "trl")]
             line += f"Of the bound by weights read or multiplied: {shares[0]:.0f} % / {shares[1]:.0f} %. "

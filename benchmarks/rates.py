@@ -1,5 +1,6 @@
-"""What the machine can do now: matrix products in fp32 and in bf16, and memory traffic. `python -m benchmarks.rates`.
+"""What the machine can do now: matrix products, and memory traffic. `python -m benchmarks.rates`.
 
+Products in fp32, and in bf16 where the processor has instructions for it: without them one product takes seconds.
 Measured in the workers' environment, before and after each case, since a shared machine changes: the best counts.
 """
 
@@ -11,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.machine import has_bf16
+
 WIDTH = 2048
 BYTES = 2**28
 SECONDS = 1.0
@@ -19,15 +22,11 @@ SECONDS = 1.0
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     width = WIDTH if device.type == "cpu" else 4 * WIDTH
-    print(
-        json.dumps(
-            {
-                "fp32": matrix_rate(torch.float32, width=width, seconds=SECONDS, device=device),
-                "bf16": matrix_rate(torch.bfloat16, width=width, seconds=SECONDS, device=device),
-                "bytes": memory_rate(BYTES, seconds=SECONDS, device=device),
-            }
-        )
-    )
+    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_bf16() else {})
+    rates = {
+        name: matrix_rate(dtype, width=width, seconds=SECONDS, device=device) for name, dtype in precisions.items()
+    }
+    print(json.dumps(rates | {"bytes": memory_rate(BYTES, seconds=SECONDS, device=device)}))
 
 
 def matrix_rate(dtype: torch.dtype, *, width: int, seconds: float, device: torch.device) -> float:

@@ -11,6 +11,7 @@ from posttrain.config import parse_section, read_mapping
 from posttrain.config_fields import Count, Fraction, Positive, Section
 
 Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Case = Literal["sft", "dpo", "dpo_cached", "reward_model", "grpo_update", "generate", "grpo"]
 CASES: tuple[Case, ...] = get_args(Case)
 """In the order in which they are measured: a case comes after those that prove that it compares like with like."""

@@ -133,6 +133,14 @@ def prepare_model(model: Model, params: Params, folder: Path, *, seed: int) -> P
     return folder
 
 
+def source_of_weights(params: Params) -> str:
+    """Where a model that `prepare_model` made has its weights from."""
+    base = params.base
+    if isinstance(base, config.ScratchBase):
+        return f"random, in the architecture of profile {params.profile}"
+    return f"base.kind {base.kind} of profile {params.profile}"
+
+
 def _build(params: Params, *, seed: int) -> Policy:
     base = params.base
     if isinstance(base, config.ScratchBase):

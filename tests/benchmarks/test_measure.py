@@ -9,12 +9,12 @@ import yaml
 
 from benchmarks.machine import cpu_name, multiplies_bf16
 from benchmarks.measure import Bench, Choice, compare, operations, side_report, tokens
-from benchmarks.page import PAGE, build, read_results
+from benchmarks.page import PAGE, build, machine_of, read_results
 from benchmarks.settings import CASES, load_settings
 from benchmarks.side import BenchmarkError, Step
 from benchmarks.startup import measure_startup
 from benchmarks.turns import PipeTurns, Stopped
-from benchmarks.world import even_share, make_groups
+from benchmarks.world import even_share, make_groups, profile_params, source_of_weights
 from posttrain.config import ConfigError
 from posttrain.records import DataError
 from tests.benchmarks.test_arithmetic import SHAPE
@@ -59,7 +59,12 @@ def test_tokens_and_operations_of_a_step():
 
 
 def test_a_side_in_figures():
-    turns = [[Step(1.0, [], {"update": 0.5})] * 3, [Step(3.0, [], {"update": 1.5})] * 3, [Step(2.0, [], {})] * 3]
+    steps = SETTINGS.models["micro"].cases["dpo"].steps
+    turns = [
+        [Step(1.0, [], {"update": 0.5})] * steps,
+        [Step(3.0, [], {"update": 1.5})] * steps,
+        [Step(2.0, [], {})] * steps,
+    ]
     rates = {"fp32": 1e9, "bf16": 4e9, "bytes": 1e9}
     report = side_report(bench(), "dpo", Choice("fp32", 8), turns, 2**20, rates)
     assert report["seconds"] == [1.0, 3.0, 2.0] and report["median"] == 2.0
@@ -92,14 +97,14 @@ def test_wrong_numbers_are_named(tmp_path):
         load_settings(path)
 
 
-def result(case, *, machine="Fast 9000", **changes) -> dict:
+def result(case, *, machine="Fast 9000", threads=2, **changes) -> dict:
     side = {"precision": "fp32", "batch": 8, "median": 0.5, "tokens_per_second": 1234.0, "peak": 2**30, "parts": {}}
-    side |= {"utilisation": 0.31} if case != "grpo" else {}
+    side |= {"seconds": [0.5] * 6} | ({"utilisation": 0.31} if case != "grpo" else {})
     return {
         "model": "micro",
         "case": case,
-        "machine": {"name": machine, "versions": {"torch": "2"}},
-        "weights": "profile tiny",
+        "machine": {"name": machine, "threads": threads, "versions": {"torch": "2"}},
+        "weights": "models/base",
         "parameters": 1_000_000,
         "vocabulary": 832,
         "size": SETTINGS.models["micro"].cases[case].model_dump(mode="json"),
@@ -124,12 +129,19 @@ def test_page_says_what_was_measured_and_what_was_not(tmp_path):
     assert "| SFT, packed | 64 x 1, prompt 40, response 55 to 110 | 832 | 0.5 | 1.5 | **3.00** [2.50, 3.25] |" in page
     assert "| 1,234 / 1,234 | 1.00 / 1.00 | 31 / 31 | fp32 / fp32 |" in page
     assert "| GRPO step, end to end | generate 0.2 / - |" in page
-    assert "TRL tried with fp32, batch 8: 1.4 s." in page and "## Fast 9000" in page
+    assert ": 6 pairs; matrix rate 100 GFLOP/s in fp32, 50 GFLOP/s in bf16, memory 20 GB/s." in page
+    assert "TRL tried with fp32, batch 8: 1.4 s." in page and "## Fast 9000, threads per side: 2" in page
     assert "Not run yet: micro: dpo, dpo_cached, reward_model, grpo_update, generate; smollm2: sft" in page
 
 
+def test_weights_that_nobody_trained_are_said_to_be_random():
+    assert source_of_weights(profile_params("tiny")) == "random, in the architecture of profile tiny"
+    assert source_of_weights(profile_params("smollm2")) == "base.kind package of profile smollm2"
+
+
 def test_page_shows_the_start_of_processes(tmp_path):
-    row = {"model": "", "case": "", "machine": {"name": "Fast 9000", "versions": {"torch": "2"}}, "repeats": 5}
+    machine = {"name": "Fast 9000", "threads": 2, "versions": {"torch": "2"}}
+    row = {"model": "", "case": "", "machine": machine, "repeats": 5}
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/startup.json").write_text(json.dumps(row | {"seconds": {"torch": 1.234}}), encoding="utf-8")
     page = build(read_results(tmp_path), SETTINGS)
@@ -153,10 +165,24 @@ def test_page_has_no_speed_where_the_gate_was_not_passed(tmp_path):
     assert "3.00" not in page
 
 
-def test_results_of_two_machines_share_no_table(tmp_path):
-    folder = write(tmp_path, result("sft"), result("grpo", machine="Slow 1"))
+def test_no_rate_of_a_precision_that_the_machine_does_not_multiply_in(tmp_path):
+    page = build(read_results(write(tmp_path, result("sft", rates={"fp32": 1e11, "bytes": 2e10}))), SETTINGS)
+    assert "matrix rate 100 GFLOP/s in fp32, memory 20 GB/s." in page
+
+
+@pytest.mark.parametrize("other", [{"machine": "Slow 1"}, {"threads": 1}])
+def test_results_of_two_machines_or_numbers_of_threads_share_no_table(tmp_path, other):
+    folder = write(tmp_path, result("sft"), result("grpo", **other))
     with pytest.raises(DataError, match="one machine per device"):
         build(read_results(folder), SETTINGS)
+
+
+def test_another_machine_is_refused_before_anything_is_measured(tmp_path):
+    there = read_results(write(tmp_path, result("sft")))["cpu"]
+    now = {"name": "Fast 9000", "threads": 2}
+    assert machine_of(there, now=now) == machine_of({}, now=now) == "Fast 9000, threads per side: 2"
+    with pytest.raises(DataError, match=r"micro-sft.json and what would be measured now: .*threads per side: 1"):
+        machine_of(there, now=now | {"threads": 1})
 
 
 def test_committed_page_is_that_of_the_committed_results():
