@@ -2,6 +2,7 @@
 # make test     set up if needed, then lint, types and tests
 # make objectives  every RL method of objectives/ from the same start, then docs/objectives.md
 # make preferences  every method of stage align from the same start, then docs/preferences.md
+# make bench    speed and memory side by side with TRL (installed if missing), then docs/performance.md
 # make ui       both UIs on the loopback: Prefect on port 4200, MLflow on port 5000
 # make setup    only the environment, in .venv          make doctor   what this machine is and what will be chosen
 # make clean    remove unfinished work and caches; models, data, reports and both databases stay
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint objectives preferences ui setup doctor clean
+.PHONY: run test lint objectives preferences bench ui setup doctor clean
 
 run: setup
 	@$(PY) -m flows.post_train $(ARGS)
@@ -29,6 +30,10 @@ objectives: setup
 preferences: setup
 	@$(PY) -m dvc repro studies/preferences/dvc.yaml
 	@$(PY) -m studies.preferences.page
+
+bench: setup
+	@$(PY) -c "import trl" 2>/dev/null || $(PY) -m pip install -q -c constraints.txt -e ".[bench]"
+	@$(PY) -m benchmarks $(ARGS)
 
 ui: setup
 	@$(PY) -m posttrain.cli ui

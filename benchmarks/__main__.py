@@ -1,0 +1,153 @@
+"""python -m benchmarks [--model NAME] [--case NAME ...] [--startup] [--page]: measure, then write docs/performance.md.
+
+Ours against TRL, case by case, and what a process costs before it does anything (`--startup`: that alone).
+
+Each result is kept in reports/benchmarks/<device>/<model>-<case>.json, so that the page also shows what was measured
+before; `--page` measures nothing. Sizes and numbers stand in benchmarks/params.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.measure import Bench, Choice, Note, choose_peer, gate, measure
+from benchmarks.page import PAGE, build, machine_of, read_results
+from benchmarks.settings import CASES, PROOFS, Case, Settings, load_settings
+from benchmarks.side import BenchmarkError
+from benchmarks.startup import measure_startup
+from benchmarks.world import prepare_model, profile_params, shape_of, source_of_weights
+from posttrain.config import ConfigError
+from posttrain.errors import ModelError
+from posttrain.files import rounded, write_atomic
+from posttrain.records import DataError
+
+SETTINGS = Path("benchmarks/params.yaml")
+REPORTS = Path("reports/benchmarks")
+WORK = Path(".work/benchmarks")
+PEERS = ("trl", "accelerate")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    started = time.monotonic()
+
+    def note(text: str) -> None:
+        print(f"benchmarks: {time.monotonic() - started:5.0f} s  {text}", flush=True)
+
+    failures: list[str] = []
+    try:
+        settings = load_settings(SETTINGS)
+        wanted = _parser(settings).parse_args(arguments)
+        if not wanted.page:
+            refuse_missing_peer()
+            machine = describe()
+            machine_of(read_results(REPORTS).get(machine["kind"], {}), now=machine)
+            if not (wanted.model or wanted.case):
+                keep("startup", machine, measure_startup(deadline=settings.deadline))
+                note("start-up of processes measured")
+            for name in [wanted.model] if wanted.model else [] if wanted.startup else settings.models:
+                failures += run_model(name, wanted.case or CASES, settings, machine, note)
+        write_atomic(PAGE, build(read_results(REPORTS), settings))
+    except (ConfigError, DataError, BenchmarkError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    note(f"{PAGE} written")
+    for failure in failures:
+        print(f"benchmarks: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def refuse_missing_peer() -> None:
+    """Raises ConfigError that says how to install it."""
+    if missing := [name for name in PEERS if importlib.util.find_spec(name) is None]:
+        raise ConfigError(
+            f"package '{missing[0]}' is not installed; wanted: .venv/bin/pip install -c constraints.txt -e '.[bench]'"
+        )
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks", description=__doc__
+    )
+    parser.add_argument("--model", choices=list(settings.models))
+    parser.add_argument("--case", choices=CASES, nargs="+")
+    parser.add_argument("--startup", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    return parser
+
+
+def run_model(name: str, cases: Sequence[Case], settings: Settings, machine: dict[str, Any], note: Note) -> list[str]:
+    """Measure a model's cases and keep the results; the failures, of which one does not stop the others."""
+    model = settings.models[name]
+    params = profile_params(model.profile)
+    try:
+        folder = prepare_model(model, params, WORK / "models" / name, seed=settings.seed)
+    except ModelError as error:
+        note(f"{name}: skipped: {error}")
+        return []
+    shape, token_ids = shape_of(folder)
+    described = {
+        "model": name,
+        "weights": model.folder if folder == Path(str(model.folder)) else source_of_weights(params),
+        "parameters": shape.parameters,
+        "vocabulary": shape.vocabulary,
+    }
+    bench = Bench(settings, SETTINGS, name, folder, shape, token_ids, machine["bf16"], WORK / "logs", note)
+    gates = Gates(bench)
+    failures: list[str] = []
+    for case in cases:
+        try:
+            result = described | {"case": case, "size": bench.size(case).model_dump(mode="json")} | gates.measure(case)
+        except BenchmarkError as error:
+            note(f"{name} {case}: failed")
+            failures.append(str(error))
+            continue
+        keep(f"{name}-{case}", machine, result)
+    return failures
+
+
+def keep(name: str, machine: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Write a result where the page finds it."""
+    path = REPORTS / machine["kind"] / f"{name}.json"
+    text = json.dumps(rounded({**result, "machine": machine}), indent=2, sort_keys=True)
+    write_atomic(path, text + "\n")
+
+
+class Gates:
+    """What has been found out about the cases of a model: the peer's settings, and which gates were passed."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._choices: dict[Case, tuple[Choice, dict[str, float]]] = {}
+        self._verdicts: dict[Case, dict[str, Any]] = {}
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """Speeds where every proof of the case holds; the proofs alone where one does not."""
+        proofs = [self._verdict(proof) for proof in PROOFS[case]]
+        if not all(proof["passed"] for proof in proofs):
+            return {"proofs": proofs}
+        choice, tried = self._choice(case)
+        return measure(self._bench, case, proofs=proofs, choice=choice) | {"tried": tried}
+
+    def _choice(self, case: Case) -> tuple[Choice, dict[str, float]]:
+        if case not in self._choices:
+            self._choices[case] = choose_peer(self._bench, case)
+        return self._choices[case]
+
+    def _verdict(self, case: Case) -> dict[str, Any]:
+        if case not in self._verdicts:
+            self._verdicts[case] = gate(self._bench, case, self._choice(case)[0].batch)
+            passed = "passed" if self._verdicts[case]["passed"] else "NOT passed"
+            self._bench.note(f"{self._bench.model} {case}: parity gate {passed}")
+        return self._verdicts[case]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
