@@ -24,9 +24,9 @@ from posttrain.profiles import compose
 from posttrain.records import Pair
 
 OBJECTIVE = "dr_grpo"
+"""The one GRPO variant compared: both sides have it, and neither adds an epsilon to a deviation."""
 BETA = 0.3
 """Of DPO on both sides."""
-"""The one GRPO variant compared: both sides have it, and neither adds an epsilon to a deviation."""
 
 
 @dataclass(frozen=True, slots=True)
