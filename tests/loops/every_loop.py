@@ -1,4 +1,7 @@
-"""Every training loop for a few steps in the toy world: `python -m tests.loops.every_loop FOLDER PROCESSES`."""
+"""Every training loop for a few steps in the toy world.
+
+python -m tests.loops.every_loop FOLDER PROCESSES [LOOP ...]
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ from tests.loops.toy import (
 Loop = Callable[[Path, Journal], tuple[Any, dict[str, Any]]]
 
 
-def sft(zero_stage: int = 0) -> Loop:
+def sft(zero_stage: int = 0, epochs: float = 2.0) -> Loop:
     """Some steps have a single row, so that a second rank has none."""
 
     def loop(folder: Path, journal: Journal) -> tuple[Any, dict[str, Any]]:
@@ -45,7 +48,7 @@ def sft(zero_stage: int = 0) -> Loop:
             policy,
             examples,
             optimizer=optimizer(),
-            epochs=2.0,
+            epochs=epochs,
             batch_tokens=60,
             sequence_length=64,
             engine=ENGINE.model_copy(update={"zero_stage": zero_stage}),
@@ -117,11 +120,20 @@ LOOPS: dict[str, Loop] = {
     "distill": lambda folder, journal: test_distill.train(folder, journal),
 }
 
+LONG: dict[str, Loop] = {
+    "long sft": sft(epochs=30.0),
+    "long dr_grpo": rl("dr_grpo", steps=14),
+    "long ppo": rl("ppo", steps=14),
+    "long dpo": lambda folder, journal: test_preference.train(folder, journal, epochs=16.0),
+    "long distill": lambda folder, journal: test_distill.train(folder, journal, on_policy_steps=20),
+}
+"""Long enough to be killed in the middle, after a checkpoint; asked for by name."""
+
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """Weights, summary and what was logged at every step, but for times."""
     journal = Journal()
-    trained, summary = LOOPS[name](folder / name, journal)
+    trained, summary = (LOOPS | LONG)[name](folder / name, journal)
     weights = weights_of(trained) if isinstance(trained, Policy) else dict(trained.state_dict())
     steady = [
         {key: value for key, value in metrics.items() if not key.startswith(("time/", "perf/"))}
@@ -134,7 +146,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     ranks = start_ranks(int(sys.argv[2]), folder)
-    for name in LOOPS:
+    for name in sys.argv[3:] or LOOPS:
         torch.save(run(name, folder / "work"), folder / f"{name}-{rank()}.pt")
     ranks.wait()
 
