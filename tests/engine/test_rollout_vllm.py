@@ -17,7 +17,7 @@ from posttrain.config import Engine, Generation
 from posttrain.engine import rollout_vllm
 from posttrain.engine.canary import check_canary, largest_difference
 from posttrain.engine.policy import Policy, build_micro
-from posttrain.engine.rollout import Request, make_engine
+from posttrain.engine.rollout import Request
 from posttrain.engine.rollout_transformers import TransformersEngine
 from posttrain.engine.rollout_vllm import VllmEngine
 from posttrain.errors import StageError
@@ -112,8 +112,7 @@ def stand_in() -> Iterator[tuple[StandIn, str]]:
 
 @pytest.fixture
 def engine(stand_in: tuple[StandIn, str], policy: Policy) -> Iterator[VllmEngine]:
-    made = make_engine(policy, ENGINE, System(vllm_servers=[stand_in[1]]))
-    assert isinstance(made, VllmEngine)
+    made = VllmEngine(policy, engine=ENGINE, system=System(vllm_servers=[stand_in[1]]))
     yield made
     made.close()
 
