@@ -16,11 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ENOUGH = 2048
-"""Padded tokens from which a forward pass gains little by more."""
-_LIKE = 0.8
-"""Shortest over longest item of a group that has enough."""
-
 Example = tuple[Sequence[int], Sequence[int]]
 """Token ids, and a mask of equal length: 1 = trained."""
 
@@ -97,16 +92,11 @@ def collate(rows: Sequence[Sequence[Example]], *, pad_id: int = 0) -> PackedRows
 
 
 def micro_batches(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
-    """Index groups of like lengths, each of at most `tokens` padded tokens (a longer single item stands alone).
-
-    A group that has work enough for one pass takes no item much shorter than its longest: that would be padding.
-    """
+    """Index groups of like lengths, each of at most `tokens` padded tokens (a longer single item stands alone)."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         # Longest first: the group's first item sets its padded width.
-        width, count = (lengths[groups[-1][0]], len(groups[-1])) if groups else (0, 0)
-        alike = lengths[index] >= _LIKE * width or count * width < _ENOUGH
-        if count and (count + 1) * width <= tokens and alike:
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= tokens:
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -100,9 +100,3 @@ def test_micro_batches_group_like_lengths_within_the_budget() -> None:
 
 def test_an_item_beyond_the_budget_stands_alone() -> None:
     assert micro_batches([2, 40, 2], tokens=10) == [[1], [0, 2]]
-
-
-def test_a_full_group_takes_nothing_much_shorter() -> None:
-    """2,100 padded tokens are enough: 240 is 0.8 of 300 and joins, 239 does not; below that anything joins."""
-    assert micro_batches([300] * 7 + [240, 239], tokens=10_000) == [[*range(8)], [8]]
-    assert micro_batches([300] * 6 + [10], tokens=10_000) == [[*range(7)]]
