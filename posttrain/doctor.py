@@ -13,7 +13,7 @@ from rich.table import Table
 
 from posttrain.engine import sandbox
 from posttrain.machine import cuda_device, gpu_names, memory_bytes, usable_cores
-from posttrain.system import ALLOCATOR, environment, load_system, processes, threads_per_process
+from posttrain.system import ALLOCATOR, environment, load_system, threads_per_process
 from posttrain.tracking import library_version
 
 CORE = ("torch", "transformers", "deepspeed", "datasets", "reasoning-gym", "prefect", "mlflow", "dvc")
@@ -51,8 +51,8 @@ def chosen() -> list[tuple[str, str]]:
     machine = load_system()
     rows = sorted(environment(machine).items())
     rows.append(("training", "DeepSpeed on CUDA" if cuda_device() else "DeepSpeed on CPU (gloo)"))
-    count = processes(machine)
-    rows.append(("processes of a stage", f"{count}, {threads_per_process(machine, count)} thread(s) each"))
+    threads = threads_per_process(machine, machine.processes)
+    rows.append(("processes of a stage", f"{machine.processes}, {threads} thread(s) each"))
     rows.append(("system.yaml", "read" if Path("system.yaml").is_file() else "none, defaults"))
     return rows
 

@@ -255,7 +255,7 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
             if launched_rank() == 0:
                 _take_lock(stage, stack)
                 shutil.rmtree(WORK / "tmp" / stage, ignore_errors=True)
-            ranks = _start(stage, system.processes(machine) if parallel else 1, machine)
+            ranks = _start(stage, machine.processes if parallel else 1, machine)
             if ranks.rank:
                 yield from _follow(Follower(stage, params, machine, tracking.Tracker(None)), ranks)
             stack.enter_context(_with_others(ranks))

@@ -36,8 +36,8 @@ class System(BaseModel):
 
     threads: int | None = Field(default=None, ge=1)
     """Threads of one process; None: all cores this process may use, divided among the processes of a stage."""
-    processes: int | None = Field(default=None, ge=1)
-    """Processes that share a stage's work on this machine; None: two on a CPU of several cores, else one."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that share a stage's work on this machine; two are faster for small models on a CPU of two cores."""
     tracking_uri: str | None = None
     """MLflow store; None: a sqlite file in the project folder."""
     vllm_servers: list[str] = Field(default_factory=list)
@@ -62,11 +62,6 @@ def load_system(path: Path = Path("system.yaml")) -> System:
             f"{path}: {'.'.join(map(str, e['loc']))}: got {e['input']!r}; wanted: {e['msg']}" for e in error.errors()
         )
         raise ConfigError("\n".join(lines)) from error
-
-
-def processes(system: System) -> int:
-    """How many share a stage's work: as system.yaml says, or as is fastest for small models on a CPU."""
-    return system.processes or (2 if usable_cores() > 1 and not cuda_device() else 1)
 
 
 def threads_per_process(system: System, processes: int) -> int:

@@ -46,7 +46,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "heldout"):
         write_jsonl(folder / f"data/curated/{split}.jsonl", PROBLEMS)
     shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "system.yaml").write_text("processes: 1\n", encoding="utf-8")  # a test cannot be copied
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         use()
