@@ -11,6 +11,7 @@ from posttrain.evals import page
 from posttrain.evals.across import compare_models
 from posttrain.evals.inputs import load_inputs
 from posttrain.evals.panels import DISTILLATION, LEARNED_RL, REWARD_MODEL
+from posttrain.evals.rl_view import rl_view
 from posttrain.records import DataError
 from tests.evals import made_up
 
@@ -205,8 +206,8 @@ def test_rl_on_a_reward_model_is_shown_in_the_place_of_pairs(run: Path, tmp_path
     (root / "reports/align.json").write_text(json.dumps(report | {"method": "ppo", "rl": {"kept_step": 2}}))
     (root / "reports/curves/align.csv").write_text("eval/gold,reward/learned,step\n4.5,,0\n,0.1,1\n4.75,0.4,2\n")
     before, shown = read(build(run)).text, read(build(root)).text
-    # The last time that each is named: what made a model is said above.
-    places = [shown.rindex(panel.title) for panel in (REWARD_MODEL, *LEARNED_RL, DISTILLATION)]
-    assert places == sorted(places)
-    assert not any(panel.title in before for panel in LEARNED_RL)
+    inputs = load_inputs(root)
+    order = page.panels(inputs, rl_view(inputs))
+    assert order[-4:] == [REWARD_MODEL, *LEARNED_RL, DISTILLATION]
+    assert all(panel.title in shown and panel.title not in before for panel in LEARNED_RL)
     assert page.LEARNED_RL_MAKING in shown and page.LEARNED_RL_MAKING not in before

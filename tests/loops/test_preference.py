@@ -127,7 +127,7 @@ def test_interrupted_is_uninterrupted(tmp_path, kind, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", Journal(stop_after=3), kind)
     # The reference is read back, not computed again.
-    monkeypatch.setattr(reference, "score", None)
+    monkeypatch.setattr(reference, "shared_score", None)
     rest = Journal()
     resumed, resumed_summary = train(tmp_path / "cut", rest, kind)
     assert rest.rows[0][0] == 3

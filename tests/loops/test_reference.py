@@ -32,7 +32,7 @@ def test_they_are_those_of_the_model(kept):
 
 def test_a_second_run_reads_them(kept, monkeypatch):
     file, found = kept
-    monkeypatch.setattr(reference, "score", None)
+    monkeypatch.setattr(reference, "shared_score", None)
     notes: list[str] = []
     assert sums(file, notes) == found and notes == []
 
