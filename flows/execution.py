@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from posttrain.config import ConfigError, load_params
 from posttrain.errors import StageError, Terminated, sigterm_raises
 from posttrain.guard import guarded, last_lines
 from posttrain.job import report_metrics, report_path
+from posttrain.machine import free_port
 from posttrain.progress import Display, model_table
 from posttrain.system import load_system
 from tasks.stage import Context, Outcome, run_stage
@@ -170,9 +170,7 @@ def prefect_server() -> str:
     given = os.environ.get("PREFECT_API_URL")
     if given:
         return given
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     variables = {**os.environ, "PREFECT_UI_API_URL": api, "PREFECT_LOGGING_SERVER_LEVEL": "ERROR"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]

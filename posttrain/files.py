@@ -76,6 +76,12 @@ def flatten(values: Mapping[str, Any], *, separator: str = "/") -> dict[str, flo
     return flat
 
 
+def append_row(path: Path, row: Mapping[str, float]) -> None:
+    """One more row of a journal that `journal_rows` reads; it has its `step`."""
+    with path.open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps(row, sort_keys=True) + "\n")
+
+
 def journal_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a curve by step. A restarted run logs some steps again: the last row of a step counts."""
     if not path.is_file():

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain import system, tracking
 from posttrain.config import ConfigError, Params, load_params
 from posttrain.errors import StageError, StageLockedError, Terminated, sigterm_raises
-from posttrain.files import curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
+from posttrain.files import append_row, curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
 from posttrain.fingerprint import fingerprint
 from posttrain.progress import progress_line
 from posttrain.ranks import RankError, Ranks, launched_rank, start_ranks
@@ -80,8 +80,7 @@ class Job:
         steady = {name: value for name, value in values.items() if not name.startswith(VOLATILE)}
         curve = {name: rounded(value) for name, value in steady.items() if math.isfinite(value)}
         if curve:
-            with (self.checkpoints / "curve.jsonl").open("a", encoding="utf-8") as journal:
-                journal.write(json.dumps({"step": step, **curve}, sort_keys=True) + "\n")
+            append_row(self.checkpoints / "curve.jsonl", {"step": step, **curve})
         self._tracker.log(values, step, total)
         self._progress(values, step, total)
 
@@ -279,9 +278,7 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
 
 
 def _start(stage: str, processes: int, machine: system.System) -> Ranks:
-    folder = WORK / "ranks" / stage
-    folder.mkdir(parents=True, exist_ok=True)
-    ranks = start_ranks(processes, folder)
+    ranks = start_ranks(processes, WORK / "ranks" / stage)
     if processes > 1 and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(system.threads_per_process(machine, processes))
     return ranks
@@ -314,7 +311,7 @@ def _with_others(ranks: Ranks) -> Iterator[None]:
         when, known = time.monotonic(), explain(error)
         for failure in [] if isinstance(error, KeyboardInterrupt) else ranks.failures():
             if known[0] is None and failure.when < when:
-                raise RankError(f"rank {failure.rank}: {failure.message}; {ranks.output_of(failure.rank)}") from error
+                raise ranks.error(failure.rank, failure.message) from error
             if known[0] == 1 and failure.code == 1 and failure.message != known[2]:
                 raise RankError(f"{known[2]}\nrank {failure.rank}: {failure.message}") from error
         raise

@@ -1,9 +1,10 @@
-"""What hardware is here. Standard library only: set-up asks before anything is installed."""
+"""What hardware and which ports are here. Standard library only: set-up asks before anything is installed."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def gpu_names() -> list[str]:
 def usable_cores() -> int:
     """Cores this process may run on, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def memory_bytes() -> int:

@@ -14,8 +14,8 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
-import socket
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 
 from posttrain.errors import StageError
+from posttrain.files import write_atomic
+from posttrain.machine import free_port
 
 PR_SET_PDEATHSIG = 1
 END_SECONDS = 60.0
@@ -68,8 +70,7 @@ class Ranks:
     def _look(self, number: int, frame: FrameType | None) -> None:
         if self._watching:
             self._take()
-            for failure in self._failed:
-                raise RankError(f"rank {failure.rank}: {failure.message}; {self.output_of(failure.rank)}")
+            self._refuse_failed()
 
     def wait(self) -> None:
         """The stage is done: the others must end by themselves. Raises RankError when one does not, or failed."""
@@ -77,11 +78,17 @@ class Ranks:
         self._collect(END_SECONDS)
         late = sorted(self._others)
         self.kill()
-        for failure in self._failed:
-            raise RankError(f"rank {failure.rank}: {failure.message}; {self.output_of(failure.rank)}")
+        self._refuse_failed()
         if late:
-            where = self.output_of(late[0])
-            raise RankError(f"rank {late[0]} did not end within {END_SECONDS:.0f} s of the first one; {where}")
+            raise self.error(late[0], f"did not end within {END_SECONDS:.0f} s of the first one")
+
+    def _refuse_failed(self) -> None:
+        for failure in self._failed:
+            raise self.error(failure.rank, failure.message)
+
+    def error(self, rank: int, message: str) -> RankError:
+        """What a person is told of another rank, with where to read more."""
+        return RankError(f"rank {rank}: {message}; its output: {self.folder / f'{rank}.log'}")
 
     def failures(self) -> list[Failure]:
         """How the others failed before this one took notice, the earliest first; ends all of them."""
@@ -93,9 +100,7 @@ class Ranks:
     def fail(self, code: int | None, message: str) -> None:
         """Say how this rank failed."""
         failure = Failure(self.rank, time.monotonic(), code, message)
-        partial = self.folder / f"{self.rank}.partial"
-        partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
-        os.replace(partial, self.folder / f"{self.rank}.json")
+        write_atomic(self.folder / f"{self.rank}.json", json.dumps(asdict(failure)))
 
     def kill(self) -> None:
         """End what still runs of the others."""
@@ -128,10 +133,6 @@ class Ranks:
             how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             self._failed.append(Failure(rank, 0.0, None, how))
 
-    def output_of(self, rank: int) -> str:
-        """Where to read more."""
-        return f"its output: {self.folder / f'{rank}.log'}"
-
 
 def launched_rank() -> int:
     """The rank that a launcher gave this process; 0 without one."""
@@ -146,15 +147,12 @@ def start_ranks(count: int, folder: Path) -> Ranks:
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         return Ranks(launched_rank(), folder)
-    for path in folder.glob("*.*"):
-        path.unlink()
     if count == 1:
         return Ranks(0, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     # Where the machine's own name has no address, gloo would find no device by itself.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     first = os.getpid()

@@ -12,10 +12,8 @@ from typing import Any
 
 from posttrain.config_align_rl import LearnedRl
 from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
-from posttrain.engine.rollout import make_engine
-from posttrain.engine.scalar_head import load_reward_model
 from posttrain.job import Job, open_job
-from posttrain.loops.align_rl import run_align_rl
+from posttrain.loops.align_rl import align_by_reward
 from posttrain.loops.heldout import describe
 from posttrain.loops.judges import preference_pairs
 from posttrain.loops.pairs import judged_win_rate
@@ -107,29 +105,22 @@ def by_pairs(job: Job, policy: Policy, heldout: list[Problem]) -> dict[str, Any]
 
 def by_reward(job: Job, policy: Policy, heldout: list[Problem]) -> dict[str, Any]:
     """Train `policy` by RL on the reward model of stage reward_model; the run's report."""
-    section, precision = job.params.align, job.params.engine.precision
-    method = section.method
+    method = job.params.align.method
     assert isinstance(method, LearnedRl)
-    other = method.second_reward_model
-    reward_model = load_reward_model(REWARD_MODEL, policy.tokenizer, precision=precision)
-    second = None if other is None else load_reward_model(Path(other), policy.tokenizer, precision=precision)
-    rollouts = make_engine(policy, job.params.engine, job.system)
-    summary = run_align_rl(
+    summary = align_by_reward(
         policy,
         read_jsonl(Path("data/curated/train.jsonl"), Problem),
         heldout,
         section=method,
-        optimizer=section.optimizer,
+        optimizer=job.params.align.optimizer,
         grpo=job.params.grpo,
-        reward_model=reward_model,
-        second=second,
-        rollouts=rollouts,
+        folder=REWARD_MODEL,
         engine=job.params.engine,
+        machine=job.system,
         seed=job.seed,
         log=lambda metrics, step: job.log(metrics, step=step, total=method.steps),
         checkpoints=job.checkpoints / "rl",
     )
-    rollouts.close()
     job.note(summary["sentence"])
     return {"rl": summary}
 

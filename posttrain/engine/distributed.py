@@ -76,27 +76,32 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
+def _several() -> bool:
+    """Whether there are other ranks, with whom this one is then in a group."""
+    if world_size() == 1:
+        return False
+    start_processes()
+    return True
+
+
 def all_sum(values: Tensor) -> Tensor:
     """Sum over ranks."""
-    if world_size() > 1:
-        start_processes()
+    if _several():
         dist.all_reduce(values)
     return values
 
 
 def all_max(values: Tensor) -> Tensor:
     """Largest over ranks."""
-    if world_size() > 1:
-        start_processes()
+    if _several():
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 
 def gather_objects(value: Gathered) -> list[Gathered]:
     """`value` of every rank, in their order."""
-    if world_size() == 1:
+    if not _several():
         return [value]
-    start_processes()
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
@@ -104,9 +109,8 @@ def gather_objects(value: Gathered) -> list[Gathered]:
 
 def from_first_rank(make: Callable[[], Made]) -> Made:
     """What the first rank makes, on every rank."""
-    if world_size() == 1:
+    if not _several():
         return make()
-    start_processes()
     box: list[Made | None] = [make() if rank() == 0 else None]
     dist.broadcast_object_list(box)
     return cast(Made, box[0])
@@ -126,6 +130,5 @@ def share_out(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[M
 
 
 def wait_for_all() -> None:
-    if world_size() > 1:
-        start_processes()
+    if _several():
         dist.barrier()

@@ -14,7 +14,6 @@ import copy
 import json
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -38,6 +37,7 @@ from posttrain.engine.rollout import Request
 from posttrain.engine.vllm_plugin import SWITCH, WeightSync
 from posttrain.errors import StageError
 from posttrain.guard import guarded, stop
+from posttrain.machine import free_port
 from posttrain.records import Finish, Rollout
 from posttrain.system import System
 
@@ -87,12 +87,6 @@ def server_environment() -> dict[str, str]:
     return {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"} | dict(os.environ) | wanted
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 class Server:
     """A vLLM server of this stage; its process tree ends with `close`, or with this process."""
 
@@ -102,7 +96,7 @@ class Server:
         architecture.architectures = [type(policy.model).__name__]
         architecture.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
-        port = _free_port()
+        port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         self._process = guarded(
             server_command(folder, port=port, precision=precision), environment=server_environment()

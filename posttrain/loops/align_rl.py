@@ -21,7 +21,8 @@ from posttrain import config
 from posttrain.config_align_rl import LearnedRl
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.policy import Policy, frozen_copy
-from posttrain.engine.rollout import RolloutEngine
+from posttrain.engine.rollout import RolloutEngine, make_engine
+from posttrain.engine.scalar_head import load_reward_model
 from posttrain.errors import StageError
 from posttrain.loops.gold import GOLD, look_at_scores
 from posttrain.loops.learned import learned_scorer
@@ -29,10 +30,50 @@ from posttrain.loops.rl import Looks, run_rl
 from posttrain.records import Problem
 from posttrain.rewards.terms import Group
 from posttrain.rewards.total import LEARNED, Scorer
+from posttrain.system import System
 
 PROXY, SECOND = "proxy", "second_proxy"
 """Names of the reward model trained on and of the other one, as measured."""
 NO_SIGNAL = "none"
+
+
+def align_by_reward(
+    policy: Policy,
+    problems: Sequence[Problem],
+    heldout: Sequence[Problem],
+    *,
+    section: LearnedRl,
+    optimizer: config.Optimizer,
+    grpo: config.Rl,
+    folder: Path,
+    engine: config.Engine,
+    machine: System,
+    seed: int,
+    log: Callable[[dict[str, float], int], None],
+    checkpoints: Path,
+) -> dict[str, Any]:
+    """`run_align_rl` with a sampler of its own, on the reward model of `folder` and the second one `section` names."""
+    other = section.second_reward_model
+    reward_model = load_reward_model(folder, policy.tokenizer, precision=engine.precision)
+    second = None if other is None else load_reward_model(Path(other), policy.tokenizer, precision=engine.precision)
+    rollouts = make_engine(policy, engine, machine)
+    summary = run_align_rl(
+        policy,
+        problems,
+        heldout,
+        section=section,
+        optimizer=optimizer,
+        grpo=grpo,
+        reward_model=reward_model,
+        second=second,
+        rollouts=rollouts,
+        engine=engine,
+        seed=seed,
+        log=log,
+        checkpoints=checkpoints,
+    )
+    rollouts.close()
+    return summary
 
 
 def run_align_rl(

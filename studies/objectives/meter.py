@@ -5,7 +5,6 @@ Kept step by step beside the checkpoints, so that an interrupted arm does not st
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.rollout import Request, RolloutEngine
-from posttrain.files import journal_rows
+from posttrain.files import append_row, journal_rows
 from posttrain.records import Rollout
 
 
@@ -62,17 +61,13 @@ class Meter:
         """
         sampled = {"responses": self._responses, "tokens": self._tokens}
         if "time/generate" in metrics:
-            self._note({"step": step, "seconds": metrics["time/step"], **sampled})
+            append_row(self._journal, {"step": step, "seconds": metrics["time/step"], **sampled})
         else:
             if self._responses:
-                self._note({"step": 0, "seconds": self._seconds, **sampled})
-            self._note({"step": step, "seconds": metrics["time/step"], "responses": 0, "tokens": 0})
+                append_row(self._journal, {"step": 0, "seconds": self._seconds, **sampled})
+            append_row(self._journal, {"step": step, "seconds": metrics["time/step"], "responses": 0, "tokens": 0})
         self._responses = self._tokens = 0
         self._seconds = 0.0
-
-    def _note(self, row: Mapping[str, float]) -> None:
-        with self._journal.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
 
     def total(self) -> dict[str, float]:
         """Sums over all steps; a step that was done twice counts once."""

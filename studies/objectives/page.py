@@ -16,6 +16,7 @@ from posttrain.config import ConfigError, Section, parse_section, read_mapping
 from posttrain.evals.inputs import Source, read_source
 from posttrain.files import write_atomic
 from posttrain.records import DataError
+from studies.arms import refuse_unlike
 from studies.objectives.axes import changes, describe
 from studies.objectives.figure import picture
 
@@ -75,15 +76,9 @@ def refuse_strangers(arms: Mapping[str, Source], notes: Mapping[str, str], names
     for place, known in ((REPORTS, arms), (NOTES, notes)):
         if strange := sorted(set(known) - set(names)):
             raise DataError(f"{place}: got '{strange[0]}', wanted one of {', '.join(names)}")
-    for key in ("budget", "questions", "samples", "sft"):
-        values = {name: arm.need(key) for name, arm in sorted(arms.items())}
-        first = next(iter(values), None)
-        for name, value in values.items():
-            if first is not None and value != values[first]:
-                raise DataError(
-                    f"{arms[name].file}: key '{key}': got {value}, wanted {values[first]} as in {arms[first].file}: "
-                    "arms share a table only with the same start and budget; run `make objectives`"
-                )
+    refuse_unlike(
+        arms, ("budget", "questions", "samples", "sft"), wanted="the same start and budget; run `make objectives`"
+    )
 
 
 def ranked(arms: Mapping[str, Source]) -> list[Source]:

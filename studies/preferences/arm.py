@@ -8,8 +8,7 @@ Trains as the first round of stage align does. The model itself is not kept.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ import torch
 from posttrain.config_align import Align
 from posttrain.config_align_rl import LearnedRl
 from posttrain.engine.policy import Policy, frozen_copy, load_policy
-from posttrain.engine.rollout import make_engine
-from posttrain.engine.scalar_head import load_reward_model
-from posttrain.files import journal_rows
+from posttrain.files import append_row, journal_rows
 from posttrain.job import Job, open_job
-from posttrain.loops.align_rl import run_align_rl
+from posttrain.loops.align_rl import align_by_reward
 from posttrain.loops.pairs import judged_win_rate
 from posttrain.loops.preference import run_preference
 from posttrain.loops.sample import Sample, sample_policy
@@ -73,10 +70,25 @@ def train(job: Job, section: Align, policy: Policy, heldout: Sequence[Problem]) 
 
     def log(metrics: dict[str, float], step: int) -> None:
         job.log(metrics, step=step)
-        note_seconds(job.checkpoints / "cost.jsonl", metrics, step)
+        if "time/step" in metrics:  # not a look alone
+            # Beside the checkpoints, so that an interrupted arm does not start counting at nothing.
+            append_row(job.checkpoints / "cost.jsonl", {"step": step, "seconds": metrics["time/step"]})
 
     if isinstance(section.method, LearnedRl):
-        return by_reward(job, section, section.method, policy, heldout, log)
+        return align_by_reward(
+            policy,
+            read_jsonl(Path("data/curated/train.jsonl"), Problem),
+            heldout,
+            section=section.method,
+            optimizer=section.optimizer,
+            grpo=job.params.grpo,
+            folder=REWARD_MODEL,
+            engine=job.params.engine,
+            machine=job.system,
+            seed=job.seed,
+            log=log,
+            checkpoints=job.checkpoints,
+        )
     return run_preference(
         policy,
         read_jsonl(PAIRS, Pair),
@@ -89,38 +101,6 @@ def train(job: Job, section: Align, policy: Policy, heldout: Sequence[Problem]) 
         save_every=SAVE_EVERY,
         source=str(PAIRS),
     )
-
-
-def by_reward(
-    job: Job, section: Align, method: LearnedRl, policy: Policy, heldout: Sequence[Problem], log: Any
-) -> dict[str, Any]:
-    """RL on the score of the reward model that was trained on the same pairs."""
-    reward_model = load_reward_model(REWARD_MODEL, policy.tokenizer, precision=job.params.engine.precision)
-    rollouts = make_engine(policy, job.params.engine, job.system)
-    summary = run_align_rl(
-        policy,
-        read_jsonl(Path("data/curated/train.jsonl"), Problem),
-        heldout,
-        section=method,
-        optimizer=section.optimizer,
-        grpo=job.params.grpo,
-        reward_model=reward_model,
-        second=None,
-        rollouts=rollouts,
-        engine=job.params.engine,
-        seed=job.seed,
-        log=log,
-        checkpoints=job.checkpoints,
-    )
-    rollouts.close()
-    return summary
-
-
-def note_seconds(journal: Path, metrics: Mapping[str, float], step: int) -> None:
-    """What a step took, beside the checkpoints: an interrupted arm does not start counting at nothing."""
-    if "time/step" in metrics:  # not a look alone
-        with journal.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"step": step, "seconds": metrics["time/step"]}) + "\n")
 
 
 def answers(job: Job, study: Study, policy: Policy, problems: Sequence[Problem]) -> list[list[Sample]]:

@@ -15,6 +15,7 @@ from posttrain.config import ConfigError
 from posttrain.evals.inputs import Source, read_source
 from posttrain.files import write_atomic
 from posttrain.records import DataError
+from studies.arms import refuse_unlike
 from studies.preferences.plan import load_study
 
 REPORTS = Path("reports/studies/preferences")
@@ -54,15 +55,7 @@ def refuse_strangers(arms: Mapping[str, Source], names: Sequence[str]) -> None:
     """Reports of methods that the study has not, and arms that cannot share a table."""
     if strange := sorted(set(arms) - set(names)):
         raise DataError(f"{REPORTS}: got '{strange[0]}', wanted one of {', '.join(names)}")
-    for key in ("questions", "samples", "fuse"):
-        values = {name: arm.need(key) for name, arm in sorted(arms.items())}
-        first = next(iter(values), None)
-        for name, value in values.items():
-            if first is not None and value != values[first]:
-                raise DataError(
-                    f"{arms[name].file}: key '{key}': got {value}, wanted {values[first]} as in {arms[first].file}: "
-                    "arms share a table only with the same start and questions; run `make preferences`"
-                )
+    refuse_unlike(arms, ("questions", "samples", "fuse"), wanted="the same start and questions; run `make preferences`")
 
 
 def results(arms: Mapping[str, Source]) -> str:

@@ -1,4 +1,4 @@
-"""Two training processes on this machine, as a launcher would start them: `python -m tests.engine.two_ranks FOLDER`.
+"""Two training processes on this machine: `python -m tests.engine.two_ranks FOLDER`.
 
 Rank 0 takes three of the four micro-batches and rank 1 one, so that the ranks also differ in their number. Each also
 saves its part of a checkpoint and reads it back. Of the four responses of an RL step each rank takes two.
@@ -6,24 +6,19 @@ saves its part of a checkpoint and reads it back. Of the four responses of an RL
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 import sys
 from pathlib import Path
 
 import torch
 
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
+from posttrain.ranks import start_ranks
 from tests.engine.conftest import micro_model
 from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories, value_step, valued_trajectories
 from tests.engine.training import batch, loss_fn, trainer_of, weights
 
 
-def train(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def train(rank: int, folder: Path) -> None:
     for zero_stage in (0, 2):
         trainer = trainer_of(micro_model(), zero_stage=zero_stage)
         parts = slice(0, 3) if rank == 0 else slice(3, 4)
@@ -54,16 +49,11 @@ def train_rl(rank: int, folder: Path) -> None:
 
 
 def main() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=train, args=(rank, port, Path(sys.argv[1]))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(240)
-    sys.exit(any(process.exitcode != 0 for process in ranks))
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    ranks = start_ranks(2, folder / "ranks")
+    train(ranks.rank, folder)
+    ranks.wait()
 
 
 if __name__ == "__main__":

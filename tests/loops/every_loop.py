@@ -5,6 +5,8 @@ python -m tests.loops.every_loop FOLDER PROCESSES [LOOP ...]
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,10 +144,21 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     return {"weights": weights, "summary": summary, "steps": steady}
 
 
+def start(folder: Path, *names: str) -> subprocess.Popen[str]:
+    """This program on two processes; all of LOOPS without names."""
+    hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.loops.every_loop", str(folder), "2", *names],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    ranks = start_ranks(int(sys.argv[2]), folder)
+    ranks = start_ranks(int(sys.argv[2]), folder / "ranks")
     for name in sys.argv[3:] or LOOPS:
         torch.save(run(name, folder / "work"), folder / f"{name}-{rank()}.pt")
     ranks.wait()

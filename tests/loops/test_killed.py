@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.loops.every_loop import LONG
-
-
-def start(folder: Path, *names: str) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
-    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(variable, None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.loops.every_loop", str(folder), "2", *names],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+from tests.loops.every_loop import LONG, start
 
 
 def result(folder: Path, name: str) -> Path:

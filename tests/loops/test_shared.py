@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,22 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.loops.every_loop import LOOPS, run
+from tests.loops.every_loop import LOOPS, run, start
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have saved."""
     folder = tmp_path_factory.mktemp("shared")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.loops.every_loop", str(folder), "2"],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    log = folder / "1.log"
-    assert done.returncode == 0, done.stderr[-3000:] + (log.read_text()[-3000:] if log.is_file() else "")
+    process = start(folder)
+    _, errors = process.communicate(timeout=300)
+    log = folder / "ranks/1.log"
+    assert process.returncode == 0, errors[-3000:] + (log.read_text()[-3000:] if log.is_file() else "")
     return folder
 
 
