@@ -58,6 +58,7 @@ class Work:
     @property
     def optimizer(self) -> config.Optimizer:
         return config.Optimizer(
+            kind="adamw",
             lr=self.lr,
             schedule="constant",
             warmup=0.0,

@@ -8,6 +8,7 @@ Imports neither torch nor transformers, so that validation takes well under a se
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -320,12 +321,33 @@ class Params(Section):
     gates: tuple[Floor, ...]
 
     @model_validator(mode="after")
+    def muon_has_whole_matrices(self) -> Params:
+        if self.engine.zero_stage > 0 or self.engine.precision == "bf16":
+            for name, optimizer in _optimizers(self):
+                if optimizer.kind == "muon":
+                    raise ConfigError(
+                        f"{name}.kind: got 'muon', wanted 'adamw': engine.zero_stage {self.engine.zero_stage} with "
+                        f"engine.precision '{self.engine.precision}' partitions the matrices that Muon needs whole"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def fresh_pairs_have_a_judge(self) -> Params:
         if isinstance(self.prefer.judge, FileJudge) and self.align.rounds > 1:
             raise ConfigError(
                 f"align.rounds: got {self.align.rounds}, wanted 1: with prefer.judge 'file' nobody judges fresh pairs"
             )
         return self
+
+
+def _optimizers(section: Section, prefix: str = "") -> Iterator[tuple[str, Optimizer]]:
+    """Every optimizer of a section and of those below it, with its dotted name."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Optimizer):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Section):
+            yield from _optimizers(value, f"{prefix}{name}.")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

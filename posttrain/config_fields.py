@@ -30,8 +30,10 @@ class Section(BaseModel):
 
 
 class Optimizer(Section):
-    """AdamW with a warm-up and a schedule; one learning rate per optimizer step."""
+    """AdamW or Muon with a warm-up and a schedule; one learning rate per optimizer step."""
 
+    kind: Literal["adamw", "muon"]
+    """muon: hidden matrices step by their orthogonal momentum, the rest by AdamW; needs fp32 and zero_stage 0."""
     lr: Positive
     schedule: Literal["constant", "linear", "cosine"]
     warmup: Fraction
@@ -40,6 +42,7 @@ class Optimizer(Section):
     """Rate at the last step as a share of lr (cosine and linear)."""
     weight_decay: NonNegative
     betas: tuple[Fraction, Fraction]
+    """Of AdamW."""
     grad_clip: Positive
     """Largest global gradient norm."""
 

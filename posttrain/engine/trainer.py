@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.distributed import all_max, all_sum, gather_objects, start_processes, world_size
+from posttrain.engine.optimizers import make_optimizer
 from posttrain.engine.policy import DTYPES
 from posttrain.engine.schedule import learning_rate
 from posttrain.errors import NonFiniteError
@@ -56,36 +57,6 @@ class StepStats:
     lr: float
     metrics: dict[str, float]
     """Summed over micro-batches and ranks; those named `..._max`: the largest."""
-
-
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that clips by the global norm, and raises NonFiniteError instead of stepping on a non-finite gradient."""
-
-    def __init__(self, parameters: Any, *, optimizer: config.Optimizer, partitioned: bool) -> None:
-        super().__init__(
-            parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
-        )
-        self._largest = optimizer.grad_clip
-        self._partitioned = partitioned
-        """Whether each rank holds a part of the gradients (ZeRO) rather than all of them."""
-        self.grad_norm = 0.0
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        squared = torch.zeros((), dtype=torch.float64, device=grads[0].device)
-        for norm in torch._foreach_norm(grads):
-            squared += norm.double() ** 2
-        if self._partitioned:
-            squared = all_sum(squared)
-        self.grad_norm = math.sqrt(float(squared))
-        if not math.isfinite(self.grad_norm):
-            raise NonFiniteError(
-                f"gradient norm is {self.grad_norm}; wanted: a finite number; the weights are unchanged"
-            )
-        if self.grad_norm > self._largest:
-            torch._foreach_mul_(grads, self._largest / (self.grad_norm + 1e-6))
-        super().step(closure)
 
 
 class _Loss(nn.Module):
@@ -121,14 +92,10 @@ class Trainer:
         self._stage = max(engine.zero_stage, 2) if engine.precision == "bf16" else engine.zero_stage
         # ZeRO 3 takes the weights out of the module it trains, so it gets its own.
         self._trained = copy.deepcopy(model) if self._stage == 3 else model
-        self._adamw = ClippedAdamW(
-            [parameter for parameter in self._trained.parameters() if parameter.requires_grad],
-            optimizer=optimizer,
-            partitioned=self._stage > 0,
-        )
+        self._optimizer = make_optimizer(self._trained, optimizer=optimizer, partitioned=self._stage > 0)
         self._engine, *_ = deepspeed.initialize(
             model=_Loss(self._trained),
-            optimizer=self._adamw,
+            optimizer=self._optimizer,
             config=_deepspeed_config(self._stage, bf16=engine.precision == "bf16"),
             dist_init_required=False,
         )
@@ -152,7 +119,7 @@ class Trainer:
                 f"step {self.steps_done}: loss is {metrics['loss']}; wanted: a finite number; the weights are unchanged"
             )
         rate = learning_rate(self.steps_done, total_steps=self._total_steps, optimizer=self._optimizer_config)
-        for group in self._adamw.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
         if not self._engine.was_step_applied():
@@ -164,7 +131,7 @@ class Trainer:
         self._engine.eval()
         self.steps_done += 1
         loss_sum = metrics.pop("loss")
-        return StepStats(loss=loss_sum, grad_norm=self._adamw.grad_norm, lr=rate, metrics=metrics)
+        return StepStats(loss=loss_sum, grad_norm=self._optimizer.grad_norm, lr=rate, metrics=metrics)
 
     def _rounds(self, micro_batches: Sequence[Item]) -> Iterator[tuple[Item, float]]:
         """Micro-batches with weight 1; then, where other ranks have more, the last one again with weight 0.
@@ -194,24 +161,25 @@ class Trainer:
                     whole.copy_(part)
 
     def _masters(self) -> list[Tensor]:
-        """What AdamW steps: the parameters, or this rank's flat fp32 partition of them."""
+        """What the optimizer steps: the parameters, or this rank's flat fp32 partition of them."""
         if self._stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return [p for group in self._adamw.param_groups for p in group["params"]]
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def reset_optimizer(self) -> None:
-        """Forget AdamW's moments and the number of its steps; weights and learning rate stay."""
-        self._adamw.state.clear()
+        """Forget the optimizer's moments and the number of its steps; weights and learning rate stay."""
+        self._optimizer.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's whole state, as copies: weights, fp32 master weights, AdamW's moments, step, generators."""
+        """This rank's whole state, as copies: weights, fp32 master weights, the optimizer's moments, step, generators."""
         masters = self._masters()
         return {
             "steps_done": self.steps_done,
             "model": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
             "masters": [p.detach().clone() for p in masters] if self._stage else [],
             "moments": [
-                {name: value.detach().clone() for name, value in self._adamw.state.get(p, {}).items()} for p in masters
+                {name: value.detach().clone() for name, value in self._optimizer.state.get(p, {}).items()}
+                for p in masters
             ],
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -230,7 +198,7 @@ class Trainer:
                 for parameter, saved in zip(masters, state["masters"], strict=True):
                     parameter.copy_(saved)
         for parameter, moments in zip(masters, state["moments"], strict=True):
-            self._adamw.state[parameter] = {name: value.clone() for name, value in moments.items()}
+            self._optimizer.state[parameter] = {name: value.clone() for name, value in moments.items()}
         self.steps_done = state["steps_done"]
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"]:

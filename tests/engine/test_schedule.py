@@ -12,6 +12,7 @@ from posttrain.engine.schedule import learning_rate, warmup_steps
 
 def optimizer(**changes: Any) -> Optimizer:
     fields: dict[str, Any] = {
+        "kind": "adamw",
         "lr": 1.0,
         "schedule": "linear",
         "warmup": 0.4,

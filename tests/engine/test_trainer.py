@@ -83,7 +83,7 @@ def test_bf16_keeps_updates_below_its_own_resolution() -> None:
     trainer = trainer_of(micro_model(), precision="bf16", lr=1e-5, warmup=0.0, schedule="constant", weight_decay=0.0)
     for _ in range(20):
         trainer.step(batch(1), loss_fn)
-    moved = [p.detach() for group in trainer._adamw.param_groups for p in group["params"]]
+    moved = [p.detach() for group in trainer._optimizer.param_groups for p in group["params"]]
     start = torch.cat([tensor.flatten() for name, tensor in before.items() if name != "lm_head.weight"])
     end = torch.cat([tensor.flatten() for tensor in moved])
     assert end.dtype == torch.float32

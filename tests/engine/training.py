@@ -36,6 +36,7 @@ def batch(parts: int, seed: int = 0) -> list[Item]:
 
 def optimizer(**changes: Any) -> Optimizer:
     fields: dict[str, Any] = {
+        "kind": "adamw",
         "lr": 1e-2,
         "schedule": "linear",
         "warmup": 0.2,

@@ -191,7 +191,7 @@ def test_the_optimizer_starts_anew(tmp_path, monkeypatch):
 
     def watched(self, step):
         begin(self, step)
-        counts.append(len(self.trainer._adamw.state))
+        counts.append(len(self.trainer._optimizer.state))
 
     monkeypatch.setattr(rl_state.Learner, "begin", watched)
     train(tmp_path / "a", rl_section("kimi_k15", steps=2))

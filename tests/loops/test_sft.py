@@ -22,7 +22,14 @@ ENGINE = Engine(
     precision="fp32", zero_stage=0, rollout="transformers", rollout_batch=8, canary_tolerance=1e-3
 )  # fmt: skip
 OPTIMIZER = Optimizer(
-    lr=3e-3, schedule="cosine", warmup=0.1, final_lr_ratio=0.1, weight_decay=0.0, betas=(0.9, 0.95), grad_clip=1.0
+    kind="adamw",
+    lr=3e-3,
+    schedule="cosine",
+    warmup=0.1,
+    final_lr_ratio=0.1,
+    weight_decay=0.0,
+    betas=(0.9, 0.95),
+    grad_clip=1.0,
 )
 
 

@@ -29,7 +29,14 @@ PROBLEMS = [
 
 def optimizer(lr: float = 0.01) -> config.Optimizer:
     return config.Optimizer(
-        lr=lr, schedule="constant", warmup=0.0, final_lr_ratio=1.0, weight_decay=0.0, betas=(0.9, 0.95), grad_clip=1.0
+        kind="adamw",
+        lr=lr,
+        schedule="constant",
+        warmup=0.0,
+        final_lr_ratio=1.0,
+        weight_decay=0.0,
+        betas=(0.9, 0.95),
+        grad_clip=1.0,
     )
 
 

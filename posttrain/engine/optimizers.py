@@ -1,0 +1,140 @@
+"""Optimizers as DeepSpeed calls them: AdamW and Muon, which clip by the global norm and never step on infinities.
+
+Muon steps the weight matrices of hidden layers by their momentum made orthogonal: every direction in which a matrix
+can change is then used equally, where AdamW's step is dominated by few of them (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon). Embeddings, the output head and vectors keep AdamW. Updates are scaled to the
+size of AdamW's, so that one learning rate and weight decay suit both (Liu et al., "Muon is scalable for LLM training",
+arXiv 2502.16982, equation 4). torch.optim.Muon is not used, since it orthogonalises in bf16: on a CPU without bf16
+units that costs more than the training step itself; in fp32 it costs a tenth of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain import config
+from posttrain.engine.distributed import all_sum
+from posttrain.errors import NonFiniteError
+
+MOMENTUM = 0.95
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_RMS_OF_ADAMW = 0.2
+"""Root mean square of AdamW's updates as usually seen (arXiv 2502.16982, section 2.2)."""
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips by the global norm, and raises NonFiniteError instead of stepping on a non-finite gradient."""
+
+    def __init__(self, parameters: Any, *, optimizer: config.Optimizer, partitioned: bool) -> None:
+        super().__init__(
+            parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
+        )
+        self._largest = optimizer.grad_clip
+        self._partitioned = partitioned
+        """Whether each rank holds a part of the gradients (ZeRO) rather than all of them."""
+        self.grad_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        squared = torch.zeros((), dtype=torch.float64, device=grads[0].device)
+        for norm in torch._foreach_norm(grads):
+            squared += norm.double() ** 2
+        if self._partitioned:
+            squared = all_sum(squared)
+        self.grad_norm = math.sqrt(float(squared))
+        if not math.isfinite(self.grad_norm):
+            raise NonFiniteError(
+                f"gradient norm is {self.grad_norm}; wanted: a finite number; the weights are unchanged"
+            )
+        if self.grad_norm > self._largest:
+            torch._foreach_mul_(grads, self._largest / (self.grad_norm + 1e-6))
+        self._step_clipped()
+
+    def _step_clipped(self) -> None:
+        super().step()
+
+
+class ClippedMuon(ClippedAdamW):
+    """Muon for the hidden matrices of a model, AdamW for the rest; needs whole gradients on every rank."""
+
+    def __init__(self, model: nn.Module, *, optimizer: config.Optimizer) -> None:
+        matrices = list(hidden_matrices(model))
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        groups = [{"params": rest, "matrices": False}, {"params": matrices, "matrices": True}]
+        super().__init__([group for group in groups if group["params"]], optimizer=optimizer, partitioned=False)
+
+    def _step_clipped(self) -> None:
+        for group in self.param_groups:
+            if group["matrices"]:
+                matrices = [p for p in group["params"] if p.grad is not None]
+                self._step_matrices(matrices, lr=group["lr"], weight_decay=group["weight_decay"])
+                for p in matrices:  # AdamW leaves alone what has no gradient
+                    p.grad = None
+        super()._step_clipped()
+
+    def _step_matrices(self, matrices: Sequence[Tensor], *, lr: float, weight_decay: float) -> None:
+        directions = []
+        for p in matrices:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            momentum = self.state[p]["momentum"].lerp_(p.grad, 1.0 - MOMENTUM)
+            directions.append(p.grad.lerp(momentum, MOMENTUM))  # type: ignore[union-attr]
+        for p, update in zip(matrices, orthogonal(directions), strict=True):
+            scale = _RMS_OF_ADAMW * math.sqrt(max(p.shape))
+            p.mul_(1.0 - lr * weight_decay).add_(update, alpha=-lr * scale)
+
+
+def make_optimizer(model: nn.Module, *, optimizer: config.Optimizer, partitioned: bool) -> ClippedAdamW:
+    """The optimizer of params.yaml over the trainable parameters of `model`."""
+    if optimizer.kind == "muon":
+        if partitioned:
+            raise config.ConfigError(
+                "optimizer.kind: got 'muon' with engine.zero_stage above 0 or engine.precision 'bf16', wanted 'adamw': "
+                "Muon needs whole matrices, and these partition them"
+            )
+        return ClippedMuon(model, optimizer=optimizer)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return ClippedAdamW(trainable, optimizer=optimizer, partitioned=partitioned)
+
+
+def hidden_matrices(model: nn.Module) -> Iterator[Tensor]:
+    """Trainable weights of the linear layers between embeddings and heads.
+
+    A head maps hidden states to a vocabulary or to labels; it lies outside the stack of layers, whose modules are
+    numbered in a list.
+    """
+    for name, module in model.named_modules():
+        in_stack = any(part.isdigit() for part in name.split("."))
+        if isinstance(module, nn.Linear) and in_stack and module.weight.requires_grad:
+            yield module.weight
+
+
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Each matrix with its singular values brought near 1 (0.7 to 1.2), its singular vectors as they were.
+
+    Five steps of a Newton-Schulz iteration of degree five, whose coefficients are Jordan's; matrices of one shape go
+    through it together. A matrix of zeros stays one.
+    """
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix in matrices]
+    for index, matrix in enumerate(wide):
+        by_shape[matrix.shape].append(index)
+    found: dict[int, Tensor] = {}
+    a, b, c = _NEWTON_SCHULZ
+    for indices in by_shape.values():
+        x_NRC = torch.stack([wide[i] for i in indices])
+        x_NRC = x_NRC / (torch.linalg.matrix_norm(x_NRC, keepdim=True) + 1e-7)
+        for _ in range(_ITERATIONS):
+            gram_NRR = x_NRC @ x_NRC.mT
+            x_NRC = a * x_NRC + torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c) @ x_NRC
+        found |= dict(zip(indices, x_NRC, strict=True))
+    return [found[i] if matrix.shape[0] <= matrix.shape[1] else found[i].mT for i, matrix in enumerate(matrices)]
