@@ -8,7 +8,6 @@ Imports neither torch nor transformers, so that validation takes well under a se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +24,7 @@ from posttrain.config_fields import (
     Positive,
     Scalar,
     Section,
+    optimizers_of,
 )
 from posttrain.config_preference import FileJudge, Prefer, RewardModel
 from posttrain.config_rl import Rl
@@ -323,7 +323,7 @@ class Params(Section):
     @model_validator(mode="after")
     def muon_has_whole_matrices(self) -> Params:
         if self.engine.zero_stage > 0 or self.engine.precision == "bf16":
-            for name, optimizer in _optimizers(self):
+            for name, optimizer in optimizers_of(self):
                 if optimizer.kind == "muon":
                     raise ConfigError(
                         f"{name}.kind: got 'muon', wanted 'adamw': engine.zero_stage {self.engine.zero_stage} with "
@@ -338,16 +338,6 @@ class Params(Section):
                 f"align.rounds: got {self.align.rounds}, wanted 1: with prefer.judge 'file' nobody judges fresh pairs"
             )
         return self
-
-
-def _optimizers(section: Section, prefix: str = "") -> Iterator[tuple[str, Optimizer]]:
-    """Every optimizer of a section and of those below it, with its dotted name."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Optimizer):
-            yield f"{prefix}{name}", value
-        elif isinstance(value, Section):
-            yield from _optimizers(value, f"{prefix}{name}.")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -45,6 +46,16 @@ class Optimizer(Section):
     """Of AdamW."""
     grad_clip: Positive
     """Largest global gradient norm."""
+
+
+def optimizers_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Optimizer]]:
+    """Every optimizer of a section and of those below it, with its dotted name."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Optimizer):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Section):
+            yield from optimizers_of(value, f"{prefix}{name}.")
 
 
 class Generation(Section):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from posttrain.config import ConfigError
+from posttrain.config import ConfigError, parse_params
 from posttrain.profiles import compose, merge
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +63,11 @@ def test_objectives_differ_by_what_their_papers_say() -> None:
     assert TINY["grpo"]["objective"] == dr_grpo
     for name in OBJECTIVES:
         assert len((ROOT / f"objectives/{name}.yaml").read_text(encoding="utf-8").splitlines()) <= 18, name
+
+
+def test_muon_is_refused_where_its_matrices_are_partitioned() -> None:
+    with pytest.raises(ConfigError, match=r"base\.optimizer\.kind: got 'muon', wanted 'adamw': engine\.zero_stage 2"):
+        parse_params(merge(TINY, {"engine": {"zero_stage": 2}}), "params.yaml")
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -2,10 +2,10 @@
 
 Muon steps the weight matrices of hidden layers by their momentum made orthogonal: every direction in which a matrix
 can change is then used equally, where AdamW's step is dominated by few of them (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon). Embeddings, the output head and vectors keep AdamW. Updates are scaled to the
-size of AdamW's, so that one learning rate and weight decay suit both (Liu et al., "Muon is scalable for LLM training",
-arXiv 2502.16982, equation 4). torch.optim.Muon is not used, since it orthogonalises in bf16: on a CPU without bf16
-units that costs more than the training step itself; in fp32 it costs a tenth of one.
+https://kellerjordan.github.io/posts/muon). Embeddings, the output head and vectors keep AdamW. Updates are scaled to
+the size of AdamW's, so that one learning rate and weight decay suit both (Liu et al., "Muon is scalable for LLM
+training", arXiv 2502.16982, equation 4). torch.optim.Muon is not used, since it orthogonalises in bf16: on a CPU
+without bf16 units that costs more than the training step itself; in fp32 it costs a tenth of one.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class Trainer:
         self._optimizer.state.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's whole state, as copies: weights, fp32 master weights, the optimizer's moments, step, generators."""
+        """This rank's whole state, as copies: weights, fp32 master weights, moments, step, generators."""
         masters = self._masters()
         return {
             "steps_done": self.steps_done,

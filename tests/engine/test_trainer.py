@@ -62,15 +62,25 @@ def test_micro_batches_equal_one_batch(parts: int) -> None:
     assert largest_gap(weights(split), weights(whole)) < 2e-5
 
 
-@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 3)])
-def test_resumed_equals_uninterrupted_bit_for_bit(precision: Precision, zero_stage: int) -> None:
-    whole = trainer_of(micro_model(), precision=precision, zero_stage=zero_stage)
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "kind"),
+    [
+        ("fp32", 0, "adamw"),
+        ("fp32", 0, "muon"),
+        ("fp32", 2, "adamw"),
+        ("fp32", 3, "adamw"),
+        ("bf16", 0, "adamw"),
+        ("bf16", 3, "adamw"),
+    ],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(precision: Precision, zero_stage: int, kind: str) -> None:
+    whole = trainer_of(micro_model(), precision=precision, zero_stage=zero_stage, kind=kind)
     for seed in range(3):
         whole.step(batch(2, seed), loss_fn)
     saved = whole.state_dict()
     rest = [whole.step(batch(2, seed), loss_fn) for seed in (3, 4)]
 
-    resumed = trainer_of(micro_model(seed=9), precision=precision, zero_stage=zero_stage)
+    resumed = trainer_of(micro_model(seed=9), precision=precision, zero_stage=zero_stage, kind=kind)
     resumed.load_state_dict(saved)
     assert resumed.steps_done == 3
     assert [resumed.step(batch(2, seed), loss_fn) for seed in (3, 4)] == rest
