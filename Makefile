@@ -1,5 +1,6 @@
 # make run      set up if needed, then the whole chain (again: only what changed)
 # make test     set up if needed, then lint, types and tests
+# make test-slow  the tests that take minutes: vLLM servers that are killed, more architectures
 # make objectives  every RL method of objectives/ from the same start, then docs/objectives.md
 # make preferences  every method of stage align from the same start, then docs/preferences.md
 # make bench    speed and memory side by side with TRL (installed if missing), then docs/performance.md
@@ -10,13 +11,16 @@ PYTHON ?= python3
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: run test lint objectives preferences bench ui setup doctor clean
+.PHONY: run test test-slow lint objectives preferences bench ui setup doctor clean
 
 run: setup
 	@$(PY) -m flows.post_train $(ARGS)
 
 test: lint
 	@$(PY) -m pytest $(ARGS)
+
+test-slow: setup
+	@$(PY) -m pytest -m slow $(ARGS)
 
 lint: setup
 	@$(PY) -m ruff check .

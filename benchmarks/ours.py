@@ -203,6 +203,16 @@ class FullLength:
         self._engine.load_weights(model, version)
         self.version = version
 
+    @property
+    def restarts(self) -> int:
+        return self._engine.restarts
+
+    def pause(self) -> None:
+        self._engine.pause()
+
+    def resume(self) -> None:
+        self._engine.resume()
+
     def close(self) -> None:
         self._engine.close()
 
@@ -211,6 +221,7 @@ class Injected:
     """An engine that answers with given responses."""
 
     version = 0
+    restarts = 0
 
     def __init__(self, work: Work) -> None:
         self._groups = work.groups
@@ -224,6 +235,12 @@ class Injected:
 
     def load_weights(self, model: Any, version: int) -> None:
         raise NotImplementedError("given responses come from no weights")
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -42,6 +42,10 @@ class System(BaseModel):
     """MLflow store; None: a sqlite file in the project folder."""
     vllm_servers: list[str] = Field(default_factory=list)
     """Addresses of vLLM servers that already run; empty: one is started for the stage."""
+    vllm_sleep: bool = False
+    """Whether servers give their GPU memory back while the trainer takes a step, so that both can use one GPU."""
+    vllm_memory: float | None = Field(default=None, gt=0, le=1)
+    """Share of a GPU's memory that a server takes; None: vLLM's own, for a GPU that it has to itself."""
     hostfile: str | None = None
     """DeepSpeed host file for several machines."""
     offline: bool | None = None

@@ -8,6 +8,7 @@ a sampler that reports success and keeps the old weights (stock vLLM on a CPU do
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -15,12 +16,28 @@ from transformers import PreTrainedModel
 from posttrain import config
 from posttrain.engine.batching import pad
 from posttrain.engine.policy import sequence_logprobs
-from posttrain.engine.rollout import Request, RolloutEngine
+from posttrain.engine.rollout import Request
 from posttrain.errors import StageError
 from posttrain.records import Rollout
 
 _GREEDY = config.Generation(temperature=0.0, max_new_tokens=6)
 _PROMPT_LENGTHS = (3, 9, 17)
+
+
+class Sampler(Protocol):
+    """An engine, or one server of it alone."""
+
+    version: int
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int,
+        generation: config.Generation,
+        seed: int,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[Rollout]: ...
 
 
 def canary_requests(vocab_size: int) -> list[Request]:
@@ -46,7 +63,7 @@ def largest_difference(rollouts: Sequence[Rollout], model: PreTrainedModel, *, t
     return float((sampled_BT - trained_BT).abs().max())
 
 
-def check_canary(engine: RolloutEngine, model: PreTrainedModel, *, tolerance: float) -> float:
+def check_canary(engine: Sampler, model: PreTrainedModel, *, tolerance: float) -> float:
     """The largest difference in nats; raises StageError above `tolerance`."""
     # No token ends a canary: one of a single token would prove little.
     requests = canary_requests(model.config.vocab_size)
@@ -55,6 +72,7 @@ def check_canary(engine: RolloutEngine, model: PreTrainedModel, *, tolerance: fl
     if not difference <= tolerance:
         raise StageError(
             f"weight sync to version {engine.version} failed: sampler and trainer differ by {difference:.3g} nats, "
-            f"wanted: at most {tolerance:g} (engine.canary_tolerance); the sampler does not use the trainer's weights"
+            f"wanted: at most {tolerance:g} (engine.canary_tolerance); "
+            "the sampler does not compute with the trainer's weights"
         )
     return difference

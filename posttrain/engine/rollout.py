@@ -32,6 +32,11 @@ class RolloutEngine(Protocol):
     version: int
     """Of the weights in use; every sampled token carries it."""
 
+    @property
+    def restarts(self) -> int:
+        """How often servers had to be brought back so far; where there are none: 0."""
+        return 0
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -50,6 +55,17 @@ class RolloutEngine(Protocol):
     def load_weights(self, model: PreTrainedModel, version: int) -> None:
         """Sample from the weights of `model` from now on; raises StageError when the canary disagrees."""
         ...
+
+    def pause(self) -> None:
+        """Leave the memory to the trainer, where system.yaml says so; nothing is sampled until the next load_weights.
+
+        An engine in process has nothing to give back: its weights are the trainer's own.
+        """
+        return
+
+    def resume(self) -> None:
+        """Take the memory back, for weights that must follow at once."""
+        return
 
     def close(self) -> None:
         """Give back everything: no process, file or memory stays."""
@@ -82,6 +98,18 @@ class FirstRankEngine:
         if self._engine is not None:
             self._engine.load_weights(model, version)
         self.version = version
+
+    @property
+    def restarts(self) -> int:
+        return 0 if self._engine is None else self._engine.restarts
+
+    def pause(self) -> None:
+        if self._engine is not None:
+            self._engine.pause()
+
+    def resume(self) -> None:
+        if self._engine is not None:
+            self._engine.resume()
 
     def close(self) -> None:
         if self._engine is not None:

@@ -33,7 +33,7 @@ from posttrain import config
 from posttrain.engine.canary import check_canary
 from posttrain.engine.distributed import share_out
 from posttrain.engine.policy import Policy
-from posttrain.engine.rollout import Request
+from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import ModelError
 from posttrain.records import Finish, Rollout
 
@@ -220,7 +220,7 @@ def _plan(requests: Sequence[Request], own: Sequence[int], *, samples: int, batc
     return batches
 
 
-class TransformersEngine:
+class TransformersEngine(RolloutEngine):
     """RolloutEngine in the stage's processes, by shares. Weights are shared with the model passed in, not copied."""
 
     def __init__(self, policy: Policy, *, batch: int, tolerance: float) -> None:

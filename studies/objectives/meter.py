@@ -50,6 +50,16 @@ class Meter:
         self._engine.load_weights(model, version)
         self.version = self._engine.version
 
+    @property
+    def restarts(self) -> int:
+        return self._engine.restarts
+
+    def pause(self) -> None:
+        self._engine.pause()
+
+    def resume(self) -> None:
+        self._engine.resume()
+
     def close(self) -> None:
         self._engine.close()
 

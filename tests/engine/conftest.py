@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -9,6 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from posttrain.config import MicroModel
 from posttrain.engine.policy import Policy, build_micro
+
+if TYPE_CHECKING:
+    from tests.engine.vllm_stand_in import StandIn
 
 VOCAB = 64
 EOS = 2
@@ -48,3 +54,24 @@ def micro_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def policy() -> Policy:
     return Policy(micro_model(), micro_tokenizer())
+
+
+@pytest.fixture
+def stand_ins() -> Iterator[Callable[[], StandIn]]:
+    """Makes servers that speak vLLM's HTTP; all end with the test."""
+    from tests.engine.vllm_stand_in import StandIn
+
+    made: list[StandIn] = []
+
+    def make() -> StandIn:
+        made.append(StandIn())
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.die()
+
+
+@pytest.fixture
+def stand_in(stand_ins: Callable[[], StandIn]) -> StandIn:
+    return stand_ins()

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.engine.rollout_transformers import TransformersEngine
 from posttrain.errors import StageError, VerifierError
-from posttrain.loops import steps
+from posttrain.loops import rl, steps
 from posttrain.loops.rl import run_rl
 from posttrain.records import Problem
 from posttrain.rl.process import StepReward
@@ -65,6 +66,24 @@ def test_every_step_says_what_happened(tmp_path):
     assert first["reward/total"] == pytest.approx(first["reward/accuracy"])
     assert second["eval/looks"] == 1.0
     assert summary["heldout"] == {"0": {"looks": 0.0}, "2": {"looks": 1.0}}
+
+
+def test_the_sampler_sleeps_while_the_trainer_steps_and_has_the_new_weights_before_it_samples(tmp_path, monkeypatch):
+    calls = []
+    for name in ("generate", "pause", "resume", "load_weights"):
+        real = getattr(TransformersEngine, name)
+
+        def noted(self, *args, _name=name, _real=real, **options):
+            calls.append(_name)
+            return _real(self, *args, **options)
+
+        monkeypatch.setattr(TransformersEngine, name, noted)
+    made = rl.update
+    monkeypatch.setattr(rl, "update", lambda *args, **options: (calls.append("update"), made(*args, **options))[1])
+    _, _, journal = train(tmp_path, rl_section(steps=2))
+    # A sync ends with the canary, which samples too.
+    assert calls == ["generate", "pause", "update", "resume", "load_weights", "generate"] * 2
+    assert [metrics["rollout/restarts"] for _, metrics in journal.rows] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("changes", [{}, {"epochs": 2, "minibatches": 2, "sampling": "prioritised"}])
