@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 
-from benchmarks.rollouts import block, peak_of_tree, read_all
+from benchmarks.rollouts import PAGE, block, peak_of_tree, read_all
+from posttrain.evals.readme import block_of
 
 
 def result(speed: float) -> dict[str, float]:
@@ -36,6 +37,10 @@ def test_a_row_for_each_engine_with_its_conditions(tmp_path) -> None:
     assert "| micro | vllm | fp32 | 2,000 [1,990, 2,010] | 12.3 | 0.06 | 3 |" in text
     assert "4 prompts of 16 tokens, 2 samples each of 8 tokens, on a machine." in text
     assert block({}).startswith("Not run yet")
+
+
+def test_the_page_shows_what_is_kept() -> None:
+    assert block_of(PAGE.read_text(encoding="utf-8")) == block(read_all())
 
 
 def test_memory_counts_children_of_children() -> None:
