@@ -248,6 +248,8 @@ class Rl(Section):
     """Padded tokens per forward pass: memory, and no effect on the result beyond rounding."""
     generation: Generation
     optimizer: Optimizer
+    mismatch_budget: Positive
+    """Largest divergence (k3, nats per token) of the trainer from what the sampler reported: above, the run stops."""
     max_unverified: Fraction
     """The run stops when a larger share of a step's samples could not be verified."""
     save_every: Count

@@ -39,6 +39,7 @@ from posttrain.loops.rl_step import (
     mean,
     step_metrics,
     token_ids,
+    within_budget,
 )
 from posttrain.loops.rl_value import make_value_loss, value_step_metrics
 from posttrain.loops.scoring import shared_score
@@ -145,6 +146,7 @@ def update(
     """The optimizer steps on one batch, and their metrics; none where nothing teaches."""
     recipe, trajectories = learner.recipe, prepare(learner, batch, section)
     stats: list[StepStats] = []
+    check = within_budget(section.mismatch_budget)
     value_stats: list[StepStats] = []
     for epoch in range(section.epochs):
         order = random.Random(f"{seed}:{step}:{epoch}").sample(range(len(batch.samples)), len(batch.samples))
@@ -163,7 +165,7 @@ def update(
                 value_stats.append(evidence.train(learner.critic, micro_batches, value_loss, own))
             if learner.trains_policy(step):
                 loss_fn = make_loss(recipe, counts, temperature=section.generation.temperature)
-                stats.append(evidence.train(learner.trainer, micro_batches, loss_fn, own))
+                stats.append(evidence.train(learner.trainer, micro_batches, loss_fn, own, check))
     return step_metrics(stats) | value_step_metrics(value_stats)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from posttrain.engine.batching import micro_batches
 from posttrain.engine.policy import wanted_logits
-from posttrain.engine.trainer import StepStats
+from posttrain.engine.trainer import Check, StepStats
+from posttrain.errors import MismatchError
 from posttrain.loops.recipe import Recipe
 from posttrain.loops.scoring import Response, response_length, response_mask
 from posttrain.losses.kl import k3
@@ -160,6 +161,25 @@ def mismatch_metrics(old_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, counts
         WEIGHT: weight_BT.sum() / counts.trained_tokens,
         WEIGHT_SQUARE: weight_BT.square().sum() / counts.trained_tokens,
     }
+
+
+def within_budget(budget: float) -> Check:
+    """A check before the step: MismatchError where the k3 of sampler and trainer (nats per token) is above `budget`."""
+
+    def check(metrics: Mapping[str, float]) -> None:
+        k3_token = metrics["rollout/mismatch_k3"]
+        if not k3_token <= budget:
+            raise MismatchError(
+                f"sampler and trainer differ by k3 = {k3_token:.3g} nats per token "
+                f"(mean |difference| {metrics['rollout/mismatch']:.3g}, largest {metrics['rollout/mismatch_max']:.3g}, "
+                f"effective samples {_with_sample_size(metrics)['rollout/effective_samples']:.1%}), "
+                f"wanted: at most {budget:g} (mismatch_budget); the weights are unchanged. Where samples are stale: a "
+                "smaller asynchrony.max_staleness or optimizer.lr; where they are not: the same numerics on both sides "
+                "(engine.precision). What is left, objective.correction weighs: truncated, masked or sequence_mask, "
+                "under a larger budget"
+            )
+
+    return check
 
 
 def step_metrics(stats: Sequence[StepStats]) -> dict[str, float]:
