@@ -43,13 +43,20 @@ class Trajectory:
     values: Tensor | None = None
     returns: Tensor | None = None
     """What the value network predicted at each token, and what it is trained towards; None without one."""
+    fresh: Sequence[bool] | None = None
+    """Which response tokens the loss sees; None: all."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the response, as far as the loss sees them."""
+        return len(self.rollout.response_ids) if self.fresh is None else sum(self.fresh)
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     ids_BT: Tensor
     mask_BT: Tensor
-    """bool; True on response tokens."""
+    """bool; True on the response tokens that are trained."""
     advantages_BT: Tensor
     sampled_BT: Tensor
     """Log-probabilities that the sampler reported."""
@@ -76,10 +83,15 @@ def token_ids(rollout: Rollout) -> Response:
 def collate(trajectories: Sequence[Trajectory], device: torch.device) -> MicroBatch:
     """Tensors of a micro-batch. What some trajectories have beside their advantages, all of them must have."""
     rollouts = [trajectory.rollout for trajectory in trajectories]
-    ids_BT, mask_BT = response_mask([token_ids(rollout) for rollout in rollouts])
+    ids_BT, response_BT = response_mask([token_ids(rollout) for rollout in rollouts])
+    mask_BT = response_BT
+    if any(trajectory.fresh is not None for trajectory in trajectories):
+        fresh = [t.fresh or [True] * len(t.rollout.response_ids) for t in trajectories]
+        mask_BT = response_BT.masked_scatter(response_BT, torch.tensor([seen for row in fresh for seen in row]))
 
     def spread(rows: Sequence[Tensor]) -> Tensor:
-        return torch.zeros(ids_BT.shape).masked_scatter(mask_BT, torch.cat(list(rows)).float()).to(device)
+        all_BT = torch.zeros(ids_BT.shape).masked_scatter(response_BT, torch.cat(list(rows)).float())
+        return (all_BT * mask_BT).to(device)
 
     def if_given(rows: Sequence[Tensor | None]) -> Tensor | None:
         given = [row for row in rows if row is not None]
