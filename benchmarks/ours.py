@@ -17,9 +17,11 @@ from posttrain.loops.preference import run_preference
 from posttrain.loops.recipe import choose_recipe
 from posttrain.loops.reward_model import run_reward_model
 from posttrain.loops.rl import run_rl, update, weights_at
+from posttrain.loops.rl_ahead import make_stream
 from posttrain.loops.rl_batch import Collector
 from posttrain.loops.rl_evidence import Evidence
 from posttrain.loops.rl_state import Learner
+from posttrain.loops.rl_stream import Asker
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score
 from posttrain.loops.sft import run_sft
 from posttrain.records import Problem, Rollout
@@ -134,8 +136,10 @@ def grpo_update(work: Work, turns: Turns) -> None:
     problems = _problems(work)
     sampler = PromptSampler("uniform", [None] * len(problems), curriculum_steps=0, seed=work.seed)
     terms = make_terms(section.rewards, scorers={LEARNED: even_shares})
-    collector = Collector(policy.tokenizer, learner, None, problems, sampler, Injected(work), section, terms)
-    batch = collector.collect(0, weights_at(0, section), str(work.seed), Clock())
+    asker = Asker(policy.tokenizer, problems, Injected(work), section)
+    stream = make_stream(asker, sampler, learner, seed=work.seed)
+    collector = Collector(policy.tokenizer, learner, None, problems, sampler, stream, section, terms)
+    batch = collector.collect(0, weights_at(0, section), Clock())
     evidence, log = Evidence(work.scratch, policy.tokenizer), _log(turns)
     turns.begin()
     for step in range(work.steps):

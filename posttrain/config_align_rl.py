@@ -1,7 +1,8 @@
 """Methods `ppo` and `grpo_rm` of section `align`: reinforcement learning on a reward model's score.
 
-What stands here is what a learned reward needs; prompts per step, group size, token limit and temperature are those of
-section `grpo`, the optimizer is the section's own. posttrain.loops.align_rl puts the three together.
+What stands here is what a learned reward needs; prompts per step, group size, token limit, temperature, asynchrony and
+mismatch budget are those of section `grpo`, the optimizer is the section's own. posttrain.loops.align_rl puts the three
+together.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config_asynchrony import Asynchrony, refuse_unreachable
 from posttrain.config_fields import (
     ConfigError,
     Count,
@@ -248,6 +249,10 @@ class Rl(Section):
     """Padded tokens per forward pass: memory, and no effect on the result beyond rounding."""
     generation: Generation
     optimizer: Optimizer
+    asynchrony: Asynchrony
+    """How far the sampler may be ahead of the trainer."""
+    mismatch_budget: Positive
+    """Largest divergence (k3, nats per token) of the trainer from what the sampler reported: above, the run stops."""
     max_unverified: Fraction
     """The run stops when a larger share of a step's samples could not be verified."""
     save_every: Count
@@ -258,6 +263,11 @@ class Rl(Section):
     @model_validator(mode="after")
     def choices_agree(self) -> Rl:
         refuse_contradictions(self.objective, group_size=self.group_size)
+        refuse_unreachable(
+            self.asynchrony,
+            max_new_tokens=self.generation.max_new_tokens,
+            drop_constant=isinstance(self.objective.groups, DroppedGroups),
+        )
         value = self.objective.baseline
         if isinstance(value, ValueBaseline) and value.warmup_steps >= self.steps:
             raise ConfigError(

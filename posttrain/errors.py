@@ -29,6 +29,10 @@ class NonFiniteError(StageError):
     """A loss or gradient norm that is not a number, raised before the optimizer sees it."""
 
 
+class MismatchError(StageError):
+    """Sampler and trainer are further apart than allowed, raised before the optimizer steps."""
+
+
 class VerifierError(StageError):
     """Too many samples could not be verified, so that their rewards would mean nothing."""
 

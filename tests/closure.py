@@ -23,6 +23,7 @@ NEUTRAL = {
     "posttrain/config.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_align.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_align_rl.py": "its values reach DVC as params; it has no defaults",
+    "posttrain/config_asynchrony.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_fields.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_preference.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_rl.py": "its values reach DVC as params; it has no defaults",

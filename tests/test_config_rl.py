@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from posttrain.config import ConfigError, parse_params
+from posttrain.config_asynchrony import most_stale, steps_ahead
 from posttrain.config_rl import Objective
 from posttrain.profiles import merge
 
@@ -129,3 +130,43 @@ def test_validation_does_not_import_torch() -> None:
     code = "import sys; from posttrain.profiles import compose; compose('tiny', 'ppo'); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+SEGMENTS = {"kind": "budget", "tokens": 40, "batches": 2, "train": "all"}
+
+
+@pytest.mark.parametrize(
+    ("asynchrony", "said"),
+    [
+        ("two_steps_off", "asynchrony: got 'two_steps_off'; wanted: one of 'sync', 'one_step_off', 'async'"),
+        ("async", "asynchrony.async.max_staleness: missing"),
+        ({"kind": "async", "max_staleness": -1, "partial": "none"}, "max_staleness: got -1; wanted: greater than"),
+        ({"kind": "async", "max_staleness": 3, "partial": SEGMENTS}, "max_staleness: got 3, wanted at least 4"),
+        (
+            {"kind": "async", "max_staleness": 4, "partial": SEGMENTS | {"batches": 5}},
+            "partial.batches: got 5, wanted at most max_staleness = 4",
+        ),
+        ({"kind": "async", "max_staleness": 4, "partial": SEGMENTS | {"train": "new"}}, "wanted: 'all' or 'fresh'"),
+    ],
+)
+def test_a_lead_under_which_nothing_could_be_trained_is_refused(asynchrony: Any, said: str) -> None:
+    """The default profile's longest response has 160 tokens: 4 segments of 40."""
+    with pytest.raises(ConfigError) as refused:
+        parse({}, asynchrony=asynchrony)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("asynchrony", ["one_step_off", {"kind": "async", "max_staleness": 0, "partial": "none"}])
+def test_refills_cannot_be_sampled_ahead(asynchrony: Any) -> None:
+    with pytest.raises(ConfigError, match=r"asynchrony: got '.*', wanted 'sync' with objective.groups 'drop_constant'"):
+        parse({"groups": DROP}, asynchrony=asynchrony)
+
+
+def test_how_far_ahead_each_mode_is() -> None:
+    def leads(asynchrony: Any) -> tuple[int, int]:
+        chosen = parse_params(merge(TINY, {"grpo": {"asynchrony": asynchrony}}), "params.yaml").grpo.asynchrony
+        return steps_ahead(chosen), most_stale(chosen)
+
+    assert leads("sync") == (0, 0) and leads("one_step_off") == (1, 1)
+    assert leads({"kind": "async", "max_staleness": 3, "partial": "none"}) == (3, 3)
+    assert leads({"kind": "async", "max_staleness": 4, "partial": SEGMENTS}) == (1, 4)

@@ -17,7 +17,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated",
 
 Item = TypeVar("Item")
 LossFn = Callable[[nn.Module, Item], tuple[Tensor, dict[str, Tensor]]]
+Check = Callable[[Mapping[str, float]], None]
 
 _LARGEST = "_max"
 """Ending of metrics of which the largest counts, not the sum; none is negative."""
@@ -57,6 +58,10 @@ class StepStats:
     lr: float
     metrics: dict[str, float]
     """Summed over micro-batches and ranks; those named `..._max`: the largest."""
+
+
+def accept(metrics: Mapping[str, float]) -> None:
+    """Every step is made."""
 
 
 class _Loss(nn.Module):
@@ -101,8 +106,11 @@ class Trainer:
         )
         model.to(device=self._engine.device, dtype=DTYPES[engine.precision])
 
-    def step(self, micro_batches: Sequence[Item], loss_fn: LossFn[Item]) -> StepStats:
-        """One optimizer step over all micro-batches of this rank; raises NonFiniteError before it would step."""
+    def step(self, micro_batches: Sequence[Item], loss_fn: LossFn[Item], check: Check = accept) -> StepStats:
+        """One optimizer step over all micro-batches of this rank; raises NonFiniteError before it would step.
+
+        `check` sees the metrics of all ranks before the step, and raises where there must be none.
+        """
         self._engine.train()
         sums: dict[str, Tensor] = {}
         for item, weight in self._rounds(micro_batches):
@@ -118,6 +126,7 @@ class Trainer:
             raise NonFiniteError(
                 f"step {self.steps_done}: loss is {metrics['loss']}; wanted: a finite number; the weights are unchanged"
             )
+        check(metrics)
         rate = learning_rate(self.steps_done, total_steps=self._total_steps, optimizer=self._optimizer_config)
         for group in self._optimizer.param_groups:
             group["lr"] = rate

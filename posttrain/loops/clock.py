@@ -18,7 +18,11 @@ class Clock:
     def __call__(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
+        self.add(part, time.perf_counter() - start)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Seconds that passed elsewhere, such as in a thread."""
+        self._seconds[part] = self._seconds.get(part, 0.0) + seconds
 
     def metrics(self, *, tokens: int) -> dict[str, float]:
         """`time/<part>` in seconds, and `tokens` per second of the whole step."""

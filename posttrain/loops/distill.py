@@ -27,7 +27,7 @@ from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.engine.trainer import Trainer
 from posttrain.errors import ModelError
 from posttrain.loops.clock import Clock
-from posttrain.loops.rl import summary, sync
+from posttrain.loops.rl import summary
 from posttrain.loops.rl_batch import mean
 from posttrain.loops.rl_step import token_ids
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, response_length, response_mask
@@ -64,7 +64,7 @@ def run_distill(
         _, state = found
         trainer.load_state_dict(state["trainer"])
         history = state["history"]
-        sync(trainer, rollouts, version=len(history))
+        rollouts.load_weights(trainer.model, len(history))
     divergence = DIVERGENCES[section.kl]
     for step in range(len(history), steps):
         clock = Clock()
@@ -78,7 +78,7 @@ def run_distill(
             parts = make_token_batches(own, tokens=micro_batch_tokens, device=trainer.model.device)
             stats = trainer.step(parts, make_distill_loss(teacher.model, divergence, tokens=tokens))
         with clock("sync"):
-            sync(trainer, rollouts, version=step + 1)
+            rollouts.load_weights(trainer.model, step + 1)
         history.append(
             {
                 "train/loss": stats.loss,

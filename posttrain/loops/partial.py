@@ -8,6 +8,7 @@ them, so that a loss can leave out those that are too old.
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import Counter
 from collections.abc import Sequence
 
@@ -43,7 +44,8 @@ def extend(
             [Request(rollouts[i].problem_id, rollouts[i].prompt_ids + rollouts[i].response_ids) for i in waiting],
             samples=1,
             generation=generation.model_copy(update={"max_new_tokens": room}),
-            seed=seed,
+            # One number per call: calls number their requests alike.
+            seed=random.Random(f"{seed}:{room}").getrandbits(31),
             stop_ids=stop_ids,
         )
         for i, segment in zip(waiting, segments, strict=True):

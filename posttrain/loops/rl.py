@@ -1,8 +1,9 @@
 """Reinforcement learning on verifiable rewards: sample, verify, reward, advantage, loss, step, sync.
 
 One loop for every method; what differs between them is the recipe (posttrain.loops.recipe). Sampling and training take
-turns, so that with one optimizer step per batch the samples are exactly on-policy. There are no callbacks: who wants
-something else changes this page.
+turns, so that with one optimizer step per batch the samples are exactly on-policy; unless `asynchrony` lets a thread
+sample for later steps meanwhile, which is behind posttrain.loops.rl_stream. There are no callbacks: who wants something
+else changes this page.
 
 Prompts whose samples all have the same reward teach nothing and cost no forward pass; they stay in the denominators, as
 dropping them would make the step larger the fewer prompts teach something.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,9 +27,10 @@ from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
-from posttrain.engine.trainer import StepStats, Trainer
+from posttrain.engine.trainer import StepStats
 from posttrain.loops.clock import Clock
 from posttrain.loops.recipe import choose_recipe
+from posttrain.loops.rl_ahead import make_stream
 from posttrain.loops.rl_batch import Batch, Collector
 from posttrain.loops.rl_evidence import Evidence
 from posttrain.loops.rl_state import Learner
@@ -39,7 +42,9 @@ from posttrain.loops.rl_step import (
     mean,
     step_metrics,
     token_ids,
+    within_budget,
 )
+from posttrain.loops.rl_stream import Asker
 from posttrain.loops.rl_value import make_value_loss, value_step_metrics
 from posttrain.loops.scoring import shared_score
 from posttrain.loops.steps import make_step_scorer
@@ -91,40 +96,43 @@ def run_rl(
     learner = Learner(policy, recipe, section, engine=engine, seed=seed)
     rates = [problem.pass_rate for problem in problems]
     sampler = PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
-    collector = Collector(policy.tokenizer, learner, score_steps, problems, sampler, rollouts, section, terms)
+    asker = Asker(policy.tokenizer, problems, rollouts, section)
+    samples = section.prompts_per_step * section.group_size
     history: list[dict[str, float]] = []
     measured: dict[str, dict[str, float]] = {}
-    if found := latest_checkpoint(checkpoints):
-        state = found[1]
-        learner.load_state_dict(state["learner"])
-        sampler.load_state_dict(state["sampler"])
-        history, measured = state["history"], state["measured"]
-        sync(learner.trainer, rollouts, version=len(history))
-    elif 0 in measure_at:
-        measured["0"] = measure()
-        log(as_eval(measured["0"]), 0)
-    for step in range(len(history), section.steps):
-        clock = Clock()
-        learner.begin(step)
-        batch = collector.collect(step, weights_at(step, section), f"{seed}:{step}", clock)
-        rollouts.pause()
-        with clock("update"):
-            trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
-        with clock("sync"):
-            rollouts.resume()
-            sync(learner.trainer, rollouts, version=step + 1)
-        trained |= learner.adapt(batch.metrics["kl/k1_sequence"], samples=section.prompts_per_step * section.group_size)
-        history.append(batch.metrics | trained)
-        metrics = history[-1] | clock.metrics(tokens=batch.tokens) | {"rollout/restarts": float(rollouts.restarts)}
-        if step + 1 in measure_at:
-            measured[str(step + 1)] = measure()
-            metrics |= as_eval(measured[str(step + 1)])
-        log(metrics, step + 1)
-        if step + 1 in measure_at and enough(measured):
-            break
-        if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
-            state = {"learner": learner.state_dict(), "sampler": sampler.state_dict()}
-            save_checkpoint(checkpoints, step + 1, state | {"history": history, "measured": measured})
+    with closing(make_stream(asker, sampler, learner, seed=seed)) as stream:
+        collector = Collector(policy.tokenizer, learner, score_steps, problems, sampler, stream, section, terms)
+        kept: dict[str, Any] = {"learner": learner, "sampler": sampler, "stream": stream}
+        if found := latest_checkpoint(checkpoints):
+            state = found[1]
+            for name, part in kept.items():
+                part.load_state_dict(state[name])
+            history, measured = state["history"], state["measured"]
+            stream.sync(len(history), look=False)
+        elif 0 in measure_at:
+            measured["0"] = measure()
+            log(as_eval(measured["0"]), 0)
+        for step in range(len(history), section.steps):
+            clock, done = Clock(), step + 1
+            learner.begin(step)
+            batch = collector.collect(step, weights_at(step, section), clock)
+            stream.launch(step)
+            with clock("update"):
+                trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
+            with clock("sync"):
+                stream.sync(done, look=done in measure_at or done == section.steps)
+            trained |= learner.adapt(batch.metrics["kl/k1_sequence"], samples=samples)
+            history.append({**batch.metrics, **stream.metrics, **trained})
+            metrics = history[-1] | clock.metrics(tokens=batch.tokens) | {"rollout/restarts": float(rollouts.restarts)}
+            if done in measure_at:
+                measured[str(done)] = measure()
+                metrics |= as_eval(measured[str(done)])
+            log(metrics, done)
+            if done in measure_at and enough(measured):
+                break
+            if done % section.save_every == 0 and done < section.steps:
+                state = {name: part.state_dict() for name, part in kept.items()}
+                save_checkpoint(checkpoints, done, state | {"history": history, "measured": measured})
     return summary(history) | {"heldout": measured}
 
 
@@ -147,6 +155,7 @@ def update(
     """The optimizer steps on one batch, and their metrics; none where nothing teaches."""
     recipe, trajectories = learner.recipe, prepare(learner, batch, section)
     stats: list[StepStats] = []
+    check = within_budget(section.mismatch_budget)
     value_stats: list[StepStats] = []
     for epoch in range(section.epochs):
         order = random.Random(f"{seed}:{step}:{epoch}").sample(range(len(batch.samples)), len(batch.samples))
@@ -165,7 +174,7 @@ def update(
                 value_stats.append(evidence.train(learner.critic, micro_batches, value_loss, own))
             if learner.trains_policy(step):
                 loss_fn = make_loss(recipe, counts, temperature=section.generation.temperature)
-                stats.append(evidence.train(learner.trainer, micro_batches, loss_fn, own))
+                stats.append(evidence.train(learner.trainer, micro_batches, loss_fn, own, check))
     return step_metrics(stats) | value_step_metrics(value_stats)
 
 
@@ -178,7 +187,7 @@ def prepare(learner: Learner, batch: Batch, section: config.Rl) -> dict[int, lis
     # Groups without an advantage still pull: to the reference, to the policy that sampled, or the value network.
     all_teach = recipe.kl_in_loss or recipe.value or (recipe.tau and several)
     taught = [p for p in range(len(batch.samples)) if all_teach or batch.has_signal(p)]
-    kept = [(p, g) for p in taught for g, is_trained in enumerate(batch.trained[p]) if is_trained]
+    kept = [(p, g) for p in taught for g in range(len(batch.samples[p])) if batch.seen(p, g)]
     old: list[Tensor | None] = [None] * len(kept)
     if several:
         old[:] = shared_score(
@@ -193,7 +202,13 @@ def prepare(learner: Learner, batch: Batch, section: config.Rl) -> dict[int, lis
         reference = batch.reference[p, g] if recipe.kl_in_loss else None
         trajectories[p].append(
             Trajectory(
-                batch.samples[p][g].rollout, credit.advantages_T, scores, reference, credit.values_T, credit.returns_T
+                batch.samples[p][g].rollout,
+                credit.advantages_T,
+                scores,
+                reference,
+                credit.values_T,
+                credit.returns_T,
+                batch.fresh.get((p, g)),
             )
         )
     return trajectories
@@ -201,19 +216,9 @@ def prepare(learner: Learner, batch: Batch, section: config.Rl) -> dict[int, lis
 
 def count(batch: Batch, prompts: Sequence[int], chosen: Sequence[Trajectory], section: config.Rl) -> Counts:
     """Denominators of one optimizer step: all its prompts count, those that teach nothing too."""
-    lengths = [
-        sample.tokens
-        for p in prompts
-        for sample, is_trained in zip(batch.samples[p], batch.trained[p], strict=True)
-        if is_trained
-    ]
-    trained = sum(len(trajectory.rollout.response_ids) for trajectory in chosen)
+    lengths = [seen for p in prompts for g in range(len(batch.samples[p])) if (seen := batch.seen(p, g))]
+    trained = sum(trajectory.tokens for trajectory in chosen)
     return Counts(Denominators(len(lengths), sum(lengths), section.generation.max_new_tokens), trained)
-
-
-def sync(trainer: Trainer, rollouts: RolloutEngine, *, version: int) -> None:
-    """Let the sampler use the weights just trained; it proves that it does, or stops the run."""
-    rollouts.load_weights(trainer.model, version)
 
 
 def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

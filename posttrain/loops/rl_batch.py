@@ -5,9 +5,8 @@ Shapes: P prompts, G samples of a group.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,21 +14,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from posttrain import config
-from posttrain.chat.template import END_OF_TEXT, TURN_END, render_prompt, special_id
+from posttrain.config_asynchrony import FRESH, trains_fresh
 from posttrain.engine.distributed import share_out
-from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import VerifierError
 from posttrain.loops.clock import Clock
 from posttrain.loops.credit import Credit, Rewarded, assign_credit
+from posttrain.loops.partial import fresh_tokens
 from posttrain.loops.process_reward import StepScorer
 from posttrain.loops.recipe import Recipe
 from posttrain.loops.rl_state import Learner
 from posttrain.loops.rl_step import mean, token_ids
+from posttrain.loops.rl_stream import Group, Stream
 from posttrain.loops.rl_value import predict_values
 from posttrain.loops.sample import Sample, read_samples
 from posttrain.loops.scoring import shared_score
 from posttrain.losses.kl import k3
-from posttrain.records import Message, Problem
+from posttrain.records import Problem
 from posttrain.rewards import terms
 from posttrain.rewards.total import Scorer, total_rewards
 from posttrain.rl.gae import explained_variance
@@ -53,11 +53,20 @@ class Batch:
     reference: dict[tuple[int, int], Tensor]
     """Log-probabilities (response tokens,) under the reference of the samples (p, g) for which they were computed."""
     metrics: dict[str, float]
+    fresh: Mapping[tuple[int, int], Sequence[bool]] = field(default_factory=dict)
+    """Which tokens the loss sees, of responses with tokens that are too old for it."""
 
     @property
     def tokens(self) -> int:
         """Response tokens."""
         return sum(sample.tokens for group in self.samples for sample in group)
+
+    def seen(self, prompt: int, sample: int) -> int:
+        """Tokens of a response that are in the loss and its denominators."""
+        if not self.trained[prompt][sample]:
+            return 0
+        fresh = self.fresh.get((prompt, sample))
+        return self.samples[prompt][sample].tokens if fresh is None else sum(fresh)
 
     def has_signal(self, group: int) -> bool:
         """Whether any token of the group has an advantage."""
@@ -73,44 +82,46 @@ class Collector:
     score_steps: StepScorer | None
     problems: Sequence[Problem]
     sampler: PromptSampler
-    rollouts: RolloutEngine
+    stream: Stream
     section: config.Rl
     terms: Mapping[str, Scorer]
     """Reward terms by name."""
 
-    def collect(self, step: int, weights: Mapping[str, float], seed: str, clock: Clock) -> Batch:
+    def collect(self, step: int, weights: Mapping[str, float], clock: Clock) -> Batch:
         """A step's batch. With drop_constant, rounds of sampling until all groups teach; metrics are of the first."""
         recipe = self.learner.recipe
         rounds: list[Batch] = []
         missing = self.section.prompts_per_step
         for number in range(1 + (recipe.refills if recipe.drop_constant else 0)):
-            drawn = self.sampler.draw(self.section.prompts_per_step, step=step)
-            with clock("generate"):
-                samples = self._sample([self.problems[i] for i in drawn], f"{seed}:{number}", clock)
+            groups = self.stream.groups(step, number, clock)
             with clock("reward"):
+                samples = self._read(groups)
                 batch = self._reward(samples, recipe, weights)
-            for index, group in zip(drawn, samples, strict=True):
-                self.sampler.update(index, solved=sum(sample.correct for sample in group), seen=len(group))
+            for asked, group in zip(groups, samples, strict=True):
+                self.sampler.update(asked.index, solved=sum(sample.correct for sample in group), seen=len(group))
             rounds.append(keep_teaching(batch, missing) if recipe.drop_constant else batch)
             missing -= len(rounds[-1].samples)
             if missing == 0:
                 break
-        return join(rounds)
+        return self._without_old_tokens(join(rounds), step)
 
-    def _sample(self, drawn: Sequence[Problem], seed: str, clock: Clock) -> list[list[Sample]]:
-        section = self.section
-        requests = [Request(problem.id, chat_prompt(self.tokenizer, problem)) for problem in drawn]
-        sampled = self.rollouts.generate(
-            requests,
-            samples=section.group_size,
-            generation=section.generation,
-            seed=random.Random(seed).getrandbits(31),
-            stop_ids=[special_id(self.tokenizer, token) for token in (TURN_END, END_OF_TEXT)],
-        )
-        size = section.group_size
-        asked = [problem for problem in drawn for _ in range(size)]
-        flat = read_samples(self.tokenizer, [(p, "think", r) for p, r in zip(asked, sampled, strict=True)])
+    def _read(self, groups: Sequence[Group]) -> list[list[Sample]]:
+        """The responses, verified."""
+        size = self.section.group_size
+        asked = [(self.problems[group.index], rollout) for group in groups for rollout in group.rollouts]
+        flat = read_samples(self.tokenizer, [(problem, "think", rollout) for problem, rollout in asked])
         return [flat[start : start + size] for start in range(0, len(flat), size)]
+
+    def _without_old_tokens(self, batch: Batch, step: int) -> Batch:
+        """With `train: fresh`, the tokens that the loss is to see."""
+        if not trains_fresh(self.section.asynchrony):
+            return batch
+        masks = {
+            (p, g): fresh_tokens(sample.rollout, version=step, max_stale=FRESH)
+            for p, group in enumerate(batch.samples)
+            for g, sample in enumerate(group)
+        }
+        return replace(batch, fresh={place: seen for place, seen in masks.items() if not all(seen)})
 
     def _reward(self, samples: list[list[Sample]], recipe: Recipe, weights: Mapping[str, float]) -> Batch:
         """Weighted reward terms, minus the KL where it is part of the reward, and the advantages that follow."""
@@ -189,11 +200,6 @@ def as_group(samples: Sequence[Sample], limit: int) -> terms.Group:
     """The samples of a prompt as reward terms see them."""
     seen = tuple(terms.Sample(s.verdict, s.parts, s.rollout.response_ids, s.rollout.finish) for s in samples)
     return terms.Group(samples[0].problem, samples[0].mode, limit, seen, samples[0].rollout.prompt_ids)
-
-
-def chat_prompt(tokenizer: PreTrainedTokenizerFast, problem: Problem) -> tuple[int, ...]:
-    """The question as a chat turn that asks for thinking."""
-    return tuple(render_prompt(tokenizer, [Message("user", problem.prompt)], "think"))
 
 
 def refuse_unverified(samples: Sequence[Sequence[Sample]], limit: float) -> None:

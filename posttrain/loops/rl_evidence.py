@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain.chat.template import decode_ids
 from posttrain.engine.distributed import rank
-from posttrain.engine.trainer import StepStats, Trainer
+from posttrain.engine.trainer import Check, StepStats, Trainer, accept
 from posttrain.errors import NonFiniteError
 from posttrain.files import write_atomic
 from posttrain.loops.rl_step import MicroBatch, Trajectory, collate
@@ -34,11 +34,16 @@ class Evidence:
     tokenizer: PreTrainedTokenizerFast
 
     def train(
-        self, trainer: Trainer, micro_batches: Sequence[MicroBatch], loss_fn: RlLoss, own: Sequence[Trajectory]
+        self,
+        trainer: Trainer,
+        micro_batches: Sequence[MicroBatch],
+        loss_fn: RlLoss,
+        own: Sequence[Trajectory],
+        check: Check = accept,
     ) -> StepStats:
         """One optimizer step; where it fails, the error names the file with those of `own` that are at fault."""
         try:
-            return trainer.step(micro_batches, loss_fn)
+            return trainer.step(micro_batches, loss_fn, check)
         except NonFiniteError as error:
             found = self._at_fault(trainer.model, loss_fn, own)
             if not found:

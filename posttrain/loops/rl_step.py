@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from posttrain.engine.batching import micro_batches
 from posttrain.engine.policy import wanted_logits
-from posttrain.engine.trainer import StepStats
+from posttrain.engine.trainer import Check, StepStats
+from posttrain.errors import MismatchError
 from posttrain.loops.recipe import Recipe
 from posttrain.loops.scoring import Response, response_length, response_mask
 from posttrain.losses.kl import k3
@@ -42,13 +43,20 @@ class Trajectory:
     values: Tensor | None = None
     returns: Tensor | None = None
     """What the value network predicted at each token, and what it is trained towards; None without one."""
+    fresh: Sequence[bool] | None = None
+    """Which response tokens the loss sees; None: all."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the response, as far as the loss sees them."""
+        return len(self.rollout.response_ids) if self.fresh is None else sum(self.fresh)
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     ids_BT: Tensor
     mask_BT: Tensor
-    """bool; True on response tokens."""
+    """bool; True on the response tokens that are trained."""
     advantages_BT: Tensor
     sampled_BT: Tensor
     """Log-probabilities that the sampler reported."""
@@ -75,10 +83,15 @@ def token_ids(rollout: Rollout) -> Response:
 def collate(trajectories: Sequence[Trajectory], device: torch.device) -> MicroBatch:
     """Tensors of a micro-batch. What some trajectories have beside their advantages, all of them must have."""
     rollouts = [trajectory.rollout for trajectory in trajectories]
-    ids_BT, mask_BT = response_mask([token_ids(rollout) for rollout in rollouts])
+    ids_BT, response_BT = response_mask([token_ids(rollout) for rollout in rollouts])
+    mask_BT = response_BT
+    if any(trajectory.fresh is not None for trajectory in trajectories):
+        fresh = [t.fresh or [True] * len(t.rollout.response_ids) for t in trajectories]
+        mask_BT = response_BT.masked_scatter(response_BT, torch.tensor([seen for row in fresh for seen in row]))
 
     def spread(rows: Sequence[Tensor]) -> Tensor:
-        return torch.zeros(ids_BT.shape).masked_scatter(mask_BT, torch.cat(list(rows)).float()).to(device)
+        all_BT = torch.zeros(ids_BT.shape).masked_scatter(response_BT, torch.cat(list(rows)).float())
+        return (all_BT * mask_BT).to(device)
 
     def if_given(rows: Sequence[Tensor | None]) -> Tensor | None:
         given = [row for row in rows if row is not None]
@@ -160,6 +173,25 @@ def mismatch_metrics(old_BT: Tensor, sampled_BT: Tensor, mask_BT: Tensor, counts
         WEIGHT: weight_BT.sum() / counts.trained_tokens,
         WEIGHT_SQUARE: weight_BT.square().sum() / counts.trained_tokens,
     }
+
+
+def within_budget(budget: float) -> Check:
+    """A check before the step: MismatchError where the k3 of sampler and trainer (nats per token) is above `budget`."""
+
+    def check(metrics: Mapping[str, float]) -> None:
+        k3_token = metrics["rollout/mismatch_k3"]
+        if not k3_token <= budget:
+            raise MismatchError(
+                f"sampler and trainer differ by k3 = {k3_token:.3g} nats per token "
+                f"(mean |difference| {metrics['rollout/mismatch']:.3g}, largest {metrics['rollout/mismatch_max']:.3g}, "
+                f"effective samples {_with_sample_size(metrics)['rollout/effective_samples']:.1%}), "
+                f"wanted: at most {budget:g} (mismatch_budget); the weights are unchanged. Where samples are stale: a "
+                "smaller asynchrony.max_staleness or optimizer.lr; where they are not: the same numerics on both sides "
+                "(engine.precision). What is left, objective.correction weighs: truncated, masked or sequence_mask, "
+                "under a larger budget"
+            )
+
+    return check
 
 
 def step_metrics(stats: Sequence[StepStats]) -> dict[str, float]:

@@ -131,11 +131,25 @@ LONG: dict[str, Loop] = {
 }
 """Long enough to be killed in the middle, after a checkpoint; asked for by name."""
 
+AHEAD = {
+    "one step off": "one_step_off",
+    "async": {"kind": "async", "max_staleness": 2, "partial": "none"},
+    "segments": {
+        "kind": "async",
+        "max_staleness": 3,
+        "partial": {"kind": "budget", "tokens": 8, "batches": 2, "train": "all"},
+    },
+}
+ALONE: dict[str, Loop] = {
+    f"long {name}": rl("dr_grpo", steps=14, asynchrony=mode, mismatch_budget=100.0) for name, mode in AHEAD.items()
+}
+"""As LONG, for one process."""
+
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """Weights, summary and what was logged at every step, but for times."""
     journal = Journal()
-    trained, summary = (LOOPS | LONG)[name](folder / name, journal)
+    trained, summary = (LOOPS | LONG | ALONE)[name](folder / name, journal)
     weights = weights_of(trained) if isinstance(trained, Policy) else dict(trained.state_dict())
     steady = [
         {key: value for key, value in metrics.items() if not key.startswith(("time/", "perf/"))}
@@ -144,13 +158,13 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     return {"weights": weights, "summary": summary, "steps": steady}
 
 
-def start(folder: Path, *names: str) -> subprocess.Popen[str]:
-    """This program on two processes; all of LOOPS without names."""
+def start(folder: Path, *names: str, processes: int = 2) -> subprocess.Popen[str]:
+    """This program on some processes; all of LOOPS without names."""
     hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.loops.every_loop", str(folder), "2", *names],
+        [sys.executable, "-m", "tests.loops.every_loop", str(folder), str(processes), *names],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

@@ -50,6 +50,16 @@ def test_the_budget_is_of_an_iteration_and_the_limit_of_the_whole_response() -> 
     assert extend(engine_of(), longer, budget=18, generation=GREEDY, seed=0, stop_ids=(2,))[1:] == longer[1:]
 
 
+def test_responses_with_different_room_have_different_luck() -> None:
+    """Each is the first request of a call of its own, and yet they do not share their random numbers."""
+    start = Rollout("p", (1, 5, 9), (), (), "length", ())
+    sampling = Generation(temperature=1.0, max_new_tokens=24)
+    free, cut = (
+        extend(engine_of(), [start], budget=budget, generation=sampling, seed=3, stop_ids=())[0] for budget in (24, 23)
+    )
+    assert free.response_ids[:23] != cut.response_ids
+
+
 def test_the_loss_sees_tokens_by_their_age() -> None:
     rollout = Rollout("p", (1,), (5, 6, 7, 8, 9, 10), (0.0,) * 6, "length", (3, 3, 4, 4, 5, 5))
     assert fresh_tokens(rollout, version=5, max_stale=0) == [False] * 4 + [True] * 2

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from posttrain.engine.rollout_transformers import TransformersEngine
-from posttrain.errors import StageError, VerifierError
+from posttrain.errors import MismatchError, StageError, VerifierError
 from posttrain.loops import rl, steps
 from posttrain.loops.rl import run_rl
 from posttrain.records import Problem
@@ -13,7 +14,7 @@ from tests.loops.toy import ENGINE, PROBLEMS, Journal, rl_section, same_weights,
 OBJECTIVES = sorted(path.stem for path in Path("objectives").glob("*.yaml") if path.stem != "rft")
 
 
-def train(folder, section, *, problems=PROBLEMS, journal=None, policy=None, measure_at=()):
+def train(folder, section, *, problems=PROBLEMS, journal=None, policy=None, rollouts=None, measure_at=()):
     policy = policy or start_policy()
     journal = journal or Journal()
     counted = iter(range(1000))
@@ -21,7 +22,7 @@ def train(folder, section, *, problems=PROBLEMS, journal=None, policy=None, meas
         policy,
         problems,
         section=section,
-        rollouts=sampler_of(policy),
+        rollouts=rollouts or sampler_of(policy),
         engine=ENGINE,
         seed=5,
         log=journal,
@@ -159,3 +160,30 @@ def test_unverified_samples_stop_the_run(tmp_path):
 def test_too_few_problems_are_named(tmp_path):
     with pytest.raises(StageError, match="prompts per step: got 4"):
         train(tmp_path, rl_section(steps=1), problems=PROBLEMS[:3])
+
+
+class Doubting:
+    """The toy sampler, which reports every log-probability lower by `nats` than it is."""
+
+    def __init__(self, policy, nats):
+        self._engine, self._nats = sampler_of(policy), nats
+        self.version, self.load_weights, self.close = 0, self._engine.load_weights, self._engine.close
+
+    def generate(self, requests, **how):
+        found = self._engine.generate(requests, **how)
+        return [replace(r, logprobs=tuple(number - self._nats for number in r.logprobs)) for r in found]
+
+
+def test_a_mismatch_above_the_budget_stops_the_run_before_the_step(tmp_path):
+    """The trainer finds every token likelier by 0.5 nats: k3 = exp(0.5) - 1 - 0.5 = 0.14872 of each token."""
+    policy = start_policy()
+    before = weights_of(policy)
+    with pytest.raises(
+        MismatchError, match=r"k3 = 0\.149 nats.* \|difference\| 0\.5.*at most 0\.1487.*correction"
+    ) as raised:
+        train(tmp_path, rl_section(steps=1, mismatch_budget=0.1487), policy=policy, rollouts=Doubting(policy, 0.5))
+    assert "effective samples 100.0%" in str(raised.value), "all weights are alike"
+    assert same_weights(before, weights_of(policy))
+    section = rl_section(steps=1, mismatch_budget=0.1488)
+    _, _, journal = train(tmp_path, section, rollouts=Doubting(policy, 0.5))
+    assert journal.rows[0][1]["rollout/mismatch_k3"] == pytest.approx(0.14872, abs=1e-5)

@@ -18,6 +18,7 @@ from posttrain.loops.rl_step import (
     token_ids,
 )
 from posttrain.loops.scoring import score
+from posttrain.losses.policy import CORRECTIONS
 from posttrain.losses.reduce import AGGREGATES, Denominators
 from posttrain.records import Rollout
 from tests.loops.toy import rl_section, start_policy
@@ -167,3 +168,41 @@ def test_entropy_and_mismatch_are_means_over_trained_tokens():
         mismatch += float((now - torch.tensor(item.rollout.logprobs)).abs().sum())
     assert metrics["train/entropy"] == pytest.approx(entropy / 21, rel=1e-4)
     assert metrics["rollout/mismatch"] == pytest.approx(mismatch / 21, rel=1e-4)
+
+
+def test_tokens_out_of_the_loss_count_as_given():
+    """A response whose first k tokens the loss does not see is one whose prompt ends with them."""
+    recipe = choose_recipe(rl_section("grpo").objective, group_size=8)
+    whole = trajectories(off_policy=True)
+    masked, moved = [], []
+    for k, item in zip((1, 3, 0, 5, 2), whole, strict=True):
+        rollout, length = item.rollout, len(item.rollout.response_ids)
+        masked.append(dataclasses.replace(item, fresh=[place >= k for place in range(length)]))
+        later = dataclasses.replace(
+            rollout,
+            prompt_ids=rollout.prompt_ids + rollout.response_ids[:k],
+            response_ids=rollout.response_ids[k:],
+            logprobs=rollout.logprobs[k:],
+        )
+        rows = {name: getattr(item, name)[k:] for name in ("advantages", "old", "reference")}
+        moved.append(dataclasses.replace(item, rollout=later, **rows))
+        assert masked[-1].tokens == moved[-1].tokens == length - k
+    for tokens in (16, 4096):
+        loss, metrics, gradient = total(recipe, masked, tokens=tokens)
+        wanted, wanted_metrics, wanted_gradient = total(recipe, moved, tokens=tokens)
+        assert loss == pytest.approx(wanted, rel=1e-5)
+        assert metrics == pytest.approx(wanted_metrics, rel=1e-4, abs=1e-7)
+        assert torch.allclose(gradient, wanted_gradient, atol=1e-6)
+
+
+def test_weights_are_those_of_each_token_whatever_version_sampled_it():
+    """e^-1 / e^-2 = 2.718, cut to 2; e^-1 / e^-0.5 = 0.607; 1 where the versions agree. The sequence: e^(1-0.5+0)."""
+    old_BT, sampled_BT, mask_BT = torch.tensor([[-1.0] * 3]), torch.tensor([[-2.0, -0.5, -1.0]]), torch.ones(1, 3)
+    wanted = {
+        "none": [1.0, 1.0, 1.0],
+        "truncated": [2.0, 0.60653, 1.0],
+        "masked": [0.0, 0.60653, 1.0],
+        "sequence_mask": [1.64872] * 3,
+    }
+    for kind, weights in wanted.items():
+        assert CORRECTIONS[kind](old_BT, sampled_BT, mask_BT, cap=2.0)[0].tolist() == pytest.approx(weights, abs=1e-5)

@@ -101,6 +101,8 @@ def rl_section(name: str = "dr_grpo", **changes) -> config.Rl:
         "micro_batch_tokens": 4096,
         "generation": GENERATION.model_dump(),
         "optimizer": optimizer(0.003).model_dump(),
+        "asynchrony": "sync",
+        "mismatch_budget": 0.01,
         "max_unverified": 0.0,
         "save_every": 2,
         "eval_every": 2,
