@@ -12,8 +12,9 @@ With several ranks all sample, verify and train their share of the responses, an
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -107,11 +108,9 @@ def run_rl(
         clock = Clock()
         learner.begin(step)
         batch = collector.collect(step, weights_at(step, section), f"{seed}:{step}", clock)
-        rollouts.pause()
-        with clock("update"):
+        with paused(rollouts), clock("update"):
             trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
         with clock("sync"):
-            rollouts.resume()
             sync(learner.trainer, rollouts, version=step + 1)
         trained |= learner.adapt(batch.metrics["kl/k1_sequence"], samples=section.prompts_per_step * section.group_size)
         history.append(batch.metrics | trained)
@@ -214,6 +213,14 @@ def count(batch: Batch, prompts: Sequence[int], chosen: Sequence[Trajectory], se
 def sync(trainer: Trainer, rollouts: RolloutEngine, *, version: int) -> None:
     """Let the sampler use the weights just trained; it proves that it does, or stops the run."""
     rollouts.load_weights(trainer.model, version)
+
+
+@contextlib.contextmanager
+def paused(rollouts: RolloutEngine) -> Iterator[None]:
+    """Inside, the trainer may have the sampler's memory; a sync must follow before anything is sampled."""
+    rollouts.pause()
+    yield
+    rollouts.resume()
 
 
 def summary(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
