@@ -276,7 +276,7 @@ class VllmEngine:
             ) from error
         self.restarts += 1
         if member.server is not None:
-            _say(f"{error}; restart {self.restarts} of at most {RESTARTS}{member.last_words()}")
+            _say(f"{error}; restart {self.restarts} of at most {RESTARTS}{member.last_words(lines=3)}")
             self._start(member)
             return
         end = time.monotonic() + RETURN_SECONDS

@@ -35,8 +35,9 @@ class Member:
         self.is_lost = False
         """Whether it is gone, and others do its work."""
 
-    def last_words(self) -> str:
-        return f"\n{self.server.last_words()}" if self.server else ""
+    def last_words(self, *, lines: int = 40) -> str:
+        """What its process said last, each line on its own; nothing of a listed server."""
+        return "".join(f"\n{line}" for line in self.server.last_words().split("\n")[-lines:]) if self.server else ""
 
 
 @dataclass(frozen=True, slots=True)

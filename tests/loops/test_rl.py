@@ -168,6 +168,7 @@ class Doubting:
     def __init__(self, policy, nats):
         self._engine, self._nats = sampler_of(policy), nats
         self.version, self.load_weights, self.close = 0, self._engine.load_weights, self._engine.close
+        self.pause, self.resume, self.restarts = self._engine.pause, self._engine.resume, 0
 
     def generate(self, requests, **how):
         found = self._engine.generate(requests, **how)
