@@ -152,6 +152,29 @@ def test_checkpoints_are_found_again_by_the_same_work_and_by_no_other() -> None:
     assert not first.exists(), "what no run will ask for again is removed"
 
 
+def test_a_run_that_cannot_continue_an_earlier_one_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "params, inputs or code changed after a run that did not end: starts from the beginning"
+    for code, expected in (("1", False), ("1", False), ("2", True)):
+        Path("code.py").write_text(code)
+        with pytest.raises(SystemExit), open_job("sft") as job:
+            (job.checkpoints / "step").touch()
+            raise StageError("crash")
+        assert (said in capsys.readouterr().out) is expected
+
+
+def test_a_picture_is_for_mlflow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSTTRAIN_TRACKING", raising=False)
+    monkeypatch.setenv("POSTTRAIN_SPOOL", str(Path("spool").absolute()))
+    Path("spool").mkdir()
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], [3, 4])
+    with open_job("sft") as job:
+        job.picture("line", figure)
+    plt.close(figure)
+    assert Path(".work/figures/sft-line.svg").is_file() and not Path("reports/figures").exists()
+    assert '"folder": "figures"' in Path("spool/events.jsonl").read_text()
+
+
 def test_the_curve_survives_a_crash() -> None:
     with pytest.raises(SystemExit), open_job("sft") as job:
         work(job, steps=2)

@@ -10,7 +10,7 @@ row, training ends; the weights kept are those of the best look.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from posttrain.engine.policy import Policy, frozen_copy
 from posttrain.engine.rollout import RolloutEngine, make_engine
 from posttrain.engine.scalar_head import load_reward_model
 from posttrain.errors import StageError
+from posttrain.evals.intervals import Floats
 from posttrain.loops.gold import GOLD, look_at_scores
 from posttrain.loops.learned import learned_scorer
 from posttrain.loops.rl import Looks, run_rl
@@ -114,7 +115,7 @@ def run_align_rl(
             seed=seed,
             micro_batch_tokens=numbers.micro_batch_tokens,
         )
-        return {name: float(value_Q.mean()) for name, value_Q in found.items()}
+        return means(found)
 
     watch = Watch(policy, section.stop.signal, section.stop.checks, checkpoints / "best")
     summary = run_rl(
@@ -136,6 +137,16 @@ def run_align_rl(
         rollouts.load_weights(policy.model, summary["steps"] + 1)
     sentence = in_one_sentence(summary["heldout"], signal=section.stop.signal, kept=kept)
     return {"kept_step": kept, "sentence": sentence, **summary}
+
+
+def means(found: Mapping[str, Floats]) -> dict[str, float]:
+    """A look's means over its questions, and of the scores their standard errors too, as `<score>_error`."""
+    errors = {
+        f"{name}_error": float(value_Q.std(ddof=1)) / math.sqrt(len(value_Q))
+        for name, value_Q in found.items()
+        if name in (PROXY, SECOND, GOLD)
+    }
+    return {name: float(value_Q.mean()) for name, value_Q in found.items()} | errors
 
 
 def scored_by(reward_model: PreTrainedModel, policy: Policy, *, micro_batch_tokens: int) -> Scorer:

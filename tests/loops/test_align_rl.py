@@ -2,6 +2,7 @@ import dataclasses
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -9,7 +10,7 @@ import yaml
 from posttrain import config
 from posttrain.config_align_rl import LEARNED, LearnedRl
 from posttrain.errors import StageError
-from posttrain.loops.align_rl import Watch, best_step, in_one_sentence, run_align_rl
+from posttrain.loops.align_rl import Watch, best_step, in_one_sentence, means, run_align_rl
 from posttrain.loops.align_rl import rl_section as section_of
 from posttrain.loops.gold import look_at_scores
 from posttrain.loops.reward_model import run_reward_model
@@ -109,7 +110,8 @@ def test_overoptimization_is_seen_and_stopped(tmp_path, models):
     numbers = section(steps=40, checks=3)
     policy, summary, journal = align(tmp_path, numbers, models["right"], lr=0.001)
     looks, kept, last = summary["heldout"], str(summary["kept_step"]), str(summary["steps"])
-    assert set(looks["0"]) == {"gold", "proxy", "accuracy", "tokens", "kl"} and looks["0"]["kl"] == 0.0
+    assert set(looks["0"]) == {"gold", "gold_error", "proxy", "proxy_error", "accuracy", "tokens", "kl"}
+    assert looks["0"]["kl"] == 0.0
     assert 0 < int(kept) < int(last) < 40 and len([step for step in looks if int(step) > int(kept)]) == 3
     assert looks[kept]["gold"] > max(looks["0"]["gold"], looks[last]["gold"]) + 0.1
     assert looks[last]["proxy"] > looks[kept]["proxy"] > looks["0"]["proxy"]
@@ -204,6 +206,12 @@ def test_lost_weights_are_named(tmp_path):
     looks = {"0": {"gold": 1.0}, "2": {"gold": 2.0}, "4": {"gold": 1.5}}
     with pytest.raises(StageError, match=r"got step None, wanted the best weights, step 2"):
         watch.restore(looks, start_policy().model)
+
+
+def test_scores_come_with_the_standard_error_of_their_mean():
+    """Of 1, 2, 3, 6: mean 3, squared deviations 4 + 1 + 0 + 9 = 14, sqrt(14 / 3) / sqrt(4)."""
+    found = means({"gold": np.array([1.0, 2.0, 3.0, 6.0]), "kl": np.array([0.0, 1.0, 2.0, 3.0])})
+    assert found == pytest.approx({"gold": 3.0, "gold_error": (14 / 3) ** 0.5 / 2, "kl": 1.5})
 
 
 def test_the_sentence():
