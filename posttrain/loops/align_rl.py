@@ -18,16 +18,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.config_align_rl import LearnedRl
-from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
+from posttrain.config_align_rl import EarlyStop, LearnedRl
 from posttrain.engine.policy import Policy, frozen_copy
 from posttrain.engine.rollout import RolloutEngine, make_engine
 from posttrain.engine.scalar_head import load_reward_model
-from posttrain.errors import StageError
 from posttrain.evals.intervals import Floats
+from posttrain.loops.best import BestWeights, Looks, best_step, last_step
 from posttrain.loops.gold import GOLD, look_at_scores
 from posttrain.loops.learned import learned_scorer
-from posttrain.loops.rl import Looks, run_rl
+from posttrain.loops.rl import run_rl
 from posttrain.records import Problem
 from posttrain.rewards.terms import Group
 from posttrain.rewards.total import LEARNED, Scorer
@@ -117,7 +116,7 @@ def run_align_rl(
         )
         return means(found)
 
-    watch = Watch(policy, section.stop.signal, section.stop.checks, checkpoints / "best")
+    watch = watch_of(policy, section.stop, checkpoints / "best")
     summary = run_rl(
         policy,
         problems,
@@ -167,6 +166,7 @@ def rl_section(grpo: config.Rl, section: LearnedRl, optimizer: config.Optimizer)
         "method": "rl",
         "sampling": "uniform",  # the other ways go by the verifier, which is not what is trained on here
         "curriculum_steps": 0,
+        "keep": "last",  # which weights are kept is said by `stop`
         "optimizer": optimizer.model_dump(mode="json"),
     }
     return config.parse_section(
@@ -178,43 +178,25 @@ def rl_section(grpo: config.Rl, section: LearnedRl, optimizer: config.Optimizer)
 class Watch:
     """Looks at one measurement from outside the reward: keeps the best weights, and says when it has turned down."""
 
-    policy: Policy
-    signal: str
-    """What is looked at; `none`: nothing."""
+    best: BestWeights | None
+    """None: nothing is looked at."""
     checks: int
-    folder: Path
-    """Where the best weights are kept, on every rank."""
 
     def __call__(self, looks: Looks) -> bool:
         """Whether the last `checks` looks are all below the best; called after each look, on all ranks."""
-        if self.signal == NO_SIGNAL:
+        if self.best is None:
             return False
-        best = best_step(looks, self.signal)
-        if best == last_step(looks):
-            weights = {name: tensor.detach().cpu() for name, tensor in self.policy.model.state_dict().items()}
-            save_checkpoint(self.folder, best, {"model": weights})
+        best = self.best.see(looks)
         return sum(int(step) > best for step in looks) >= self.checks
 
     def restore(self, looks: Looks, start: PreTrainedModel) -> int:
         """Give the policy the weights of the best look and return its step; without a signal they stay the last."""
-        best = last_step(looks) if self.signal == NO_SIGNAL else best_step(looks, self.signal)
-        if best == 0:
-            self.policy.model.load_state_dict(start.state_dict())
-        elif best != last_step(looks):
-            found = latest_checkpoint(self.folder)
-            if found is None or found[0] != best:
-                raise StageError(f"{self.folder}: got step {found and found[0]}, wanted the best weights, step {best}")
-            self.policy.model.load_state_dict(found[1]["model"])
-        return best
+        return last_step(looks) if self.best is None else self.best.restore(looks, start)
 
 
-def best_step(looks: Looks, signal: str) -> int:
-    """The first step at which the signal was highest."""
-    return int(max(looks, key=lambda step: looks[step][signal]))
-
-
-def last_step(looks: Looks) -> int:
-    return int(list(looks)[-1])
+def watch_of(policy: Policy, stop: EarlyStop, folder: Path) -> Watch:
+    """What `stop` says; the best weights are kept in `folder`."""
+    return Watch(None if stop.signal == NO_SIGNAL else BestWeights(policy, stop.signal, folder), stop.checks)
 
 
 def in_one_sentence(looks: Looks, *, signal: str, kept: int) -> str:

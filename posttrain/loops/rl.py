@@ -26,7 +26,9 @@ from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.engine.trainer import StepStats, Trainer
+from posttrain.loops.best import Looks
 from posttrain.loops.clock import Clock
+from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.recipe import choose_recipe
 from posttrain.loops.rl_batch import Batch, Collector
 from posttrain.loops.rl_evidence import Evidence
@@ -50,9 +52,6 @@ from posttrain.rl.sampling import PromptSampler
 from posttrain.rl.schedules import scheduled_weight
 
 NO_SCORERS: Mapping[str, Scorer] = MappingProxyType({})
-
-Looks = Mapping[str, Mapping[str, float]]
-"""What was measured, by the number of steps before it, in their order."""
 
 
 def never(looks: Looks) -> bool:
@@ -95,10 +94,9 @@ def run_rl(
     history: list[dict[str, float]] = []
     measured: dict[str, dict[str, float]] = {}
     if found := latest_checkpoint(checkpoints):
-        state = found[1]
-        learner.load_state_dict(state["learner"])
-        sampler.load_state_dict(state["sampler"])
-        history, measured = state["history"], state["measured"]
+        learner.load_state_dict(found[1]["learner"])
+        sampler.load_state_dict(found[1]["sampler"])
+        history, measured = found[1]["history"], found[1]["measured"]
         sync(learner.trainer, rollouts, version=len(history))
     elif 0 in measure_at:
         measured["0"] = measure()
@@ -119,10 +117,11 @@ def run_rl(
             metrics |= as_eval(measured[str(step + 1)])
         log(metrics, step + 1)
         if step + 1 in measure_at and enough(measured):
-            break
+            return summary(history) | {"heldout": measured}
         if (step + 1) % section.save_every == 0 and step + 1 < section.steps:
             state = {"learner": learner.state_dict(), "sampler": sampler.state_dict()}
             save_checkpoint(checkpoints, step + 1, state | {"history": history, "measured": measured})
+    refuse_other_end(len(history), section.steps)
     return summary(history) | {"heldout": measured}
 
 

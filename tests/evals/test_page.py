@@ -184,6 +184,17 @@ def test_rl_without_a_reward_for_accuracy_still_has_a_page(run: Path, tmp_path: 
     assert "Length against accuracy" in shown and "RL: entropy of the policy" in shown and "RL: rewards" not in shown
 
 
+def test_with_keep_best_the_look_kept_is_the_one_compared(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    values = json.loads((root / "reports/grpo.json").read_text())
+    kept = {"step": 36, "accuracy": 0.842, "accuracy_last": 0.851}
+    (root / "reports/grpo.json").write_text(json.dumps(values | {"length_reward_start": None, "kept_weights": kept}))
+    view = rl_view(load_inputs(root))
+    assert view.making == "RL on verifiable rewards, weights of step 36"
+    # From the first look to that of step 36: 56.4 to 57.2 tokens, 45.1 % to 84.2 %.
+    assert view.tile[1:] == ("+1.4 % tokens", "of right answers, from 56.4 to 57.2; accuracy +39.1 points")
+
+
 def test_any_two_models_are_on_the_page(html: str) -> None:
     text = read(html).text
     inputs = text[text.index("Who beats whom") : text.index("What curation dropped")]
