@@ -29,19 +29,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import system, tracking
-from posttrain.boundary import RankEnded, boundary, explain
+from posttrain.boundary import WORK, RankEnded, boundary, explain
 from posttrain.config import Params, load_params
 from posttrain.errors import StageLockedError, sigterm_raises
 from posttrain.files import append_row, curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
 from posttrain.fingerprint import fingerprint
+from posttrain.guard import end_with_dvc
+from posttrain.hosts import read_hostfile
 from posttrain.progress import progress_line
-from posttrain.ranks import RankError, Ranks, launched_rank, start_ranks
+from posttrain.ranks import RankError, Ranks, is_launched, launched_rank, leave_launched, start_ranks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORK = Path(".work")
-"""Unfinished work: locks, checkpoints, spools. Ignored by git and DVC."""
 VOLATILE = ("time/", "perf/")
 """Metrics that differ from run to run; they never reach reports/."""
 LINE_SECONDS = 3.0
@@ -252,6 +252,7 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
     status = "FAILED"
     try:
         with boundary(stage, WORK / "exit" / f"{stage}.json"), contextlib.ExitStack() as stack:
+            end_with_dvc()
             machine = system.load_system()
             system.apply_environment(machine)
             params = load_params()
@@ -259,7 +260,7 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
             if launched_rank() == 0:
                 _take_lock(stage, stack)
                 shutil.rmtree(WORK / "tmp" / stage, ignore_errors=True)
-            ranks = _start(stage, machine.processes if parallel else 1, machine)
+            ranks = _start(stage, machine) if parallel else _alone(stage)
             if ranks.rank:
                 yield from _follow(Follower(stage, params, machine, tracking.Tracker(None)), ranks)
             stack.enter_context(_with_others(ranks))
@@ -282,11 +283,20 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
             tracker.end(status)
 
 
-def _start(stage: str, processes: int, machine: system.System) -> Ranks:
-    ranks = start_ranks(processes, WORK / "ranks" / stage)
-    if processes > 1 and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(system.threads_per_process(machine, processes))
+def _start(stage: str, machine: system.System) -> Ranks:
+    hosts = [] if machine.hostfile is None or is_launched() else read_hostfile(Path(machine.hostfile))
+    ranks = start_ranks(machine.processes, WORK / "ranks" / stage, hosts)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here > 1 and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(system.threads_per_process(machine, here))
     return ranks
+
+
+def _alone(stage: str) -> Ranks:
+    """A stage whose work is not shared; a launcher's further ranks end here."""
+    if is_launched() and not leave_launched():
+        raise RankEnded(0)
+    return Ranks(0, WORK / "ranks" / stage)
 
 
 def _follow(job: Follower, ranks: Ranks) -> Iterator[Job]:
@@ -299,6 +309,8 @@ def _follow(job: Follower, ranks: Ranks) -> Iterator[Job]:
         ranks.fail(code, message)
         if code is None:
             traceback.print_exc()
+        else:  # beside the first rank's own, where a launcher has started this one
+            print(f"{job.stage}: rank {ranks.rank}: {message}", file=sys.stderr, flush=True)
         raise RankEnded(code or 1) from None
     raise RankEnded(0)
 
@@ -313,7 +325,7 @@ def _with_others(ranks: Ranks) -> Iterator[None]:
         ranks.watch()
         yield
     except BaseException as error:
-        when, known = time.monotonic(), explain(error)
+        when, known = time.time(), explain(error)
         for failure in [] if isinstance(error, KeyboardInterrupt) else ranks.failures():
             if known[0] is None and failure.when < when:
                 raise ranks.error(failure.rank, failure.message) from error

@@ -30,6 +30,7 @@ NEUTRAL = {
     "posttrain/errors.py": "messages",
     "posttrain/fingerprint.py": "where checkpoints lie",
     "posttrain/guard.py": "processes",
+    "posttrain/hosts.py": "processes",
     "posttrain/lean_imports.py": "how long a start takes",
     "posttrain/machine.py": "what this machine is",
     "posttrain/progress.py": "what a person sees",

@@ -100,6 +100,16 @@ def test_a_full_disk_ends_with_one_message_and_nothing_half_written(capsys: pyte
     assert not list(Path(".work/tmp").glob("*/*"))
 
 
+def test_a_full_disk_is_known_by_what_another_error_was_raised_from(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch's writer ends a failed write with `unexpected pos 704 vs 598`."""
+    with pytest.raises(SystemExit), open_job("sft"):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+    assert "no space left on the disk of" in capsys.readouterr().err
+
+
 def test_an_unknown_error_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), open_job("sft"):
         print(1 / 0)

@@ -24,7 +24,10 @@ _KEPT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write this rank's `state` (tensors, numbers, text, lists, tuples, dicts) as checkpoint `step` of `folder`."""
+    """Write this rank's `state` (tensors, numbers, text, lists, tuples, dicts) as checkpoint `step` of `folder`.
+
+    Where that fails, as on a full disk, the earlier ones stay as they were and nothing of this one takes up space.
+    """
     temporary, final = folder / f".writing-{step:08d}", folder / f"step-{step:08d}"
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -32,10 +35,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         temporary.mkdir(parents=True)
     wait_for_all()
     name = f"state-{rank()}.pt"
-    with (temporary / name).open("wb") as out:
-        torch.save(state, out)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with (temporary / name).open("wb") as out:
+            torch.save(state, out)
+            out.flush()
+            os.fsync(out.fileno())
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     hashes = dict(gather_objects((name, _hash(temporary / name))))
     if rank() == 0:
         _sync_folder(temporary)
