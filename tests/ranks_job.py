@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def alone(job: Job) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1].startswith("nan"):
-        pass  # before the copies are made, which then share it
+        import_module("tests.engine.training")  # before the copies are made, which then share it
     with open_job("sft", parallel=sys.argv[1] != "alone") as job:
         cases = (shares, crash, bad_input, one_knows_why, nan_loss, nan_gradient, full_disk, wait, late, alone)
         {case.__name__: case for case in cases}[sys.argv[1]](job)
