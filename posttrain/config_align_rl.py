@@ -40,7 +40,7 @@ class LearnedRl(Section):
     """Terms and their weights, `learned` among them; unless the advantages are divided by it, they have its scale."""
     look_every: Count
     """Steps between looks at the held-out problems; besides one before the first step and one after the last."""
-    look_problems: Count
+    look_problems: Annotated[int, Field(ge=2)]
     look_samples: Count
     stop: EarlyStop
     second_reward_model: Annotated[str, Field(min_length=1)] | None

@@ -259,6 +259,8 @@ class Rl(Section):
     eval_every: Count
     """Steps between looks at the held-out problems; more at the start, the end and where the length reward starts."""
     eval_samples: Count
+    keep: Literal["last", "best"]
+    """Weights that are kept: after the last step, or of the look at which the held-out accuracy was highest."""
 
     @model_validator(mode="after")
     def choices_agree(self) -> Rl:

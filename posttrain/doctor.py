@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from posttrain.config import ConfigError
 from posttrain.engine import sandbox
+from posttrain.hosts import read_hostfile
 from posttrain.machine import cuda_device, gpu_names, memory_bytes, usable_cores
-from posttrain.system import ALLOCATOR, environment, load_system, threads_per_process
+from posttrain.system import ALLOCATOR, System, environment, load_system, threads_per_process
 from posttrain.tracking import library_version
 
 CORE = ("torch", "transformers", "deepspeed", "datasets", "reasoning-gym", "prefect", "mlflow", "dvc")
@@ -51,10 +53,18 @@ def chosen() -> list[tuple[str, str]]:
     machine = load_system()
     rows = sorted(environment(machine).items())
     rows.append(("training", "DeepSpeed on CUDA" if cuda_device() else "DeepSpeed on CPU (gloo)"))
-    threads = threads_per_process(machine, machine.processes)
-    rows.append(("processes of a stage", f"{machine.processes}, {threads} thread(s) each"))
+    rows.append(("processes of a stage", _processes(machine)))
     rows.append(("system.yaml", "read" if Path("system.yaml").is_file() else "none, defaults"))
     return rows
+
+
+def _processes(machine: System) -> str:
+    if machine.hostfile is None:
+        return f"{machine.processes}, {threads_per_process(machine, machine.processes)} thread(s) each"
+    try:
+        return ", ".join(f"{host.slots} on {host.name}" for host in read_hostfile(Path(machine.hostfile)))
+    except ConfigError as error:
+        return str(error)
 
 
 def version(name: str) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 GRACE_SECONDS = 10.0
 """Between SIGTERM and SIGKILL."""
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def guarded(command: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -38,6 +38,18 @@ def guarded(command: Sequence[str], *, environment: Mapping[str, str]) -> subpro
         env=dict(environment),
         start_new_session=True,
     )
+
+
+def end_with_dvc() -> None:
+    """Where DVC runs this process, be asked to stop when it dies: killed alone, it would leave the stage running."""
+    if "DVC_STAGE" in os.environ:
+        die_with_parent(signal.SIGTERM)
+
+
+def die_with_parent(number: int) -> None:
+    """Get this signal when the parent dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def last_lines(process: subprocess.Popen[bytes], *, count: int = 20) -> deque[str]:

@@ -29,19 +29,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain import system, tracking
-from posttrain.config import ConfigError, Params, load_params
-from posttrain.errors import StageError, StageLockedError, Terminated, sigterm_raises
+from posttrain.boundary import WORK, RankEnded, boundary, explain
+from posttrain.config import Params, load_params
+from posttrain.errors import StageLockedError, sigterm_raises
 from posttrain.files import append_row, curve_csv, flatten, fsync_tree, journal_rows, remove, rounded, write_atomic
 from posttrain.fingerprint import fingerprint
+from posttrain.guard import end_with_dvc
+from posttrain.hosts import read_hostfile
 from posttrain.progress import progress_line
-from posttrain.ranks import RankError, Ranks, launched_rank, start_ranks
-from posttrain.records import DataError
+from posttrain.ranks import RankError, Ranks, is_launched, launched_rank, leave_launched, start_ranks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORK = Path(".work")
-"""Unfinished work: locks, checkpoints, spools. Ignored by git and DVC."""
 VOLATILE = ("time/", "perf/")
 """Metrics that differ from run to run; they never reach reports/."""
 LINE_SECONDS = 3.0
@@ -68,9 +68,11 @@ class Job:
         if self._checkpoints is None:
             parent = WORK / "ckpt" / self.stage
             self._checkpoints = parent / fingerprint(self.stage)
-            for other in parent.glob("*"):
-                if other != self._checkpoints:
-                    shutil.rmtree(other, ignore_errors=True)
+            others = [other for other in parent.glob("*") if other != self._checkpoints]
+            if any(any(other.iterdir()) for other in others):
+                self.note("params, inputs or code changed after a run that did not end: starts from the beginning")
+            for other in others:
+                shutil.rmtree(other, ignore_errors=True)
             self._checkpoints.mkdir(parents=True, exist_ok=True)
         return self._checkpoints
 
@@ -127,10 +129,17 @@ class Job:
 
     def figure(self, name: str, figure: Figure) -> None:
         """reports/figures/<stage>-<name>.svg; equal figures give equal bytes."""
+        self._draw(Path("reports/figures"), name, figure)
+
+    def picture(self, name: str, figure: Figure) -> None:
+        """A figure for MLflow alone: one that not every run of the stage has cannot be an out of DVC."""
+        self._draw(WORK / "figures", name, figure)
+
+    def _draw(self, folder: Path, name: str, figure: Figure) -> None:
         import matplotlib  # here, because most stages draw nothing and it takes long to import
 
-        path = Path("reports/figures") / f"{file_stem(self.stage)}-{name}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{file_stem(self.stage)}-{name}.svg"
+        folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".svg.partial")
         try:
             with matplotlib.rc_context({"svg.hashsalt": "posttrain"}):
@@ -177,10 +186,6 @@ class Job:
         shutil.rmtree(self._checkpoints)
 
 
-class _RankEnded(SystemExit):
-    """A rank above 0 has nothing more to do; what there was to say is in its Failure."""
-
-
 class Follower(Job):
     """The job of the ranks above 0: it takes everything and keeps nothing, as the first rank has the same."""
 
@@ -196,7 +201,7 @@ class Follower(Job):
 
     def report(self, values: Mapping[str, Any]) -> None: ...
 
-    def figure(self, name: str, figure: Figure) -> None: ...
+    def _draw(self, folder: Path, name: str, figure: Figure) -> None: ...
 
     @property
     def _scratch(self) -> Path:
@@ -246,7 +251,8 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
     tracker: tracking.Tracker | None = None
     status = "FAILED"
     try:
-        with _boundary(stage), contextlib.ExitStack() as stack:
+        with boundary(stage, WORK / "exit" / f"{stage}.json"), contextlib.ExitStack() as stack:
+            end_with_dvc()
             machine = system.load_system()
             system.apply_environment(machine)
             params = load_params()
@@ -254,7 +260,7 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
             if launched_rank() == 0:
                 _take_lock(stage, stack)
                 shutil.rmtree(WORK / "tmp" / stage, ignore_errors=True)
-            ranks = _start(stage, machine.processes if parallel else 1, machine)
+            ranks = _start(stage, machine) if parallel else _alone(stage)
             if ranks.rank:
                 yield from _follow(Follower(stage, params, machine, tracking.Tracker(None)), ranks)
             stack.enter_context(_with_others(ranks))
@@ -277,11 +283,20 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
             tracker.end(status)
 
 
-def _start(stage: str, processes: int, machine: system.System) -> Ranks:
-    ranks = start_ranks(processes, WORK / "ranks" / stage)
-    if processes > 1 and "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(system.threads_per_process(machine, processes))
+def _start(stage: str, machine: system.System) -> Ranks:
+    hosts = [] if machine.hostfile is None or is_launched() else read_hostfile(Path(machine.hostfile))
+    ranks = start_ranks(machine.processes, WORK / "ranks" / stage, hosts)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here > 1 and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(system.threads_per_process(machine, here))
     return ranks
+
+
+def _alone(stage: str) -> Ranks:
+    """A stage whose work is not shared; a launcher's further ranks end here."""
+    if is_launched() and not leave_launched():
+        raise RankEnded(0)
+    return Ranks(0, WORK / "ranks" / stage)
 
 
 def _follow(job: Follower, ranks: Ranks) -> Iterator[Job]:
@@ -294,8 +309,10 @@ def _follow(job: Follower, ranks: Ranks) -> Iterator[Job]:
         ranks.fail(code, message)
         if code is None:
             traceback.print_exc()
-        raise _RankEnded(code or 1) from None
-    raise _RankEnded(0)
+        else:  # beside the first rank's own, where a launcher has started this one
+            print(f"{job.stage}: rank {ranks.rank}: {message}", file=sys.stderr, flush=True)
+        raise RankEnded(code or 1) from None
+    raise RankEnded(0)
 
 
 @contextlib.contextmanager
@@ -308,7 +325,7 @@ def _with_others(ranks: Ranks) -> Iterator[None]:
         ranks.watch()
         yield
     except BaseException as error:
-        when, known = time.monotonic(), explain(error)
+        when, known = time.time(), explain(error)
         for failure in [] if isinstance(error, KeyboardInterrupt) else ranks.failures():
             if known[0] is None and failure.when < when:
                 raise ranks.error(failure.rank, failure.message) from error
@@ -317,43 +334,6 @@ def _with_others(ranks: Ranks) -> Iterator[None]:
         raise
     finally:
         ranks.kill()
-
-
-@contextlib.contextmanager
-def _boundary(stage: str) -> Iterator[None]:
-    """Where every error of a stage ends: known ones as one message without a traceback, and all in `.work/exit/`."""
-    path = WORK / "exit" / f"{stage}.json"
-    path.unlink(missing_ok=True)
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, _RankEnded) or (isinstance(error, SystemExit) and not error.code):
-            raise
-        code, reason, message = explain(error)
-        with contextlib.suppress(OSError):  # on a full disk the message on stderr has to do
-            write_atomic(path, json.dumps({"stage": stage, "reason": reason, "message": message}) + "\n")
-        if code is None:
-            raise
-        print(f"{stage}: {message}", file=sys.stderr, flush=True)
-        raise SystemExit(code) from None
-
-
-def explain(error: BaseException) -> tuple[int | None, str, str]:
-    """(exit code, reason, message) of an error; the code is None for those that deserve a traceback."""
-    if isinstance(error, Terminated):
-        return 143, "terminated", "stopped by SIGTERM; the next run continues from the last checkpoint"
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted", "interrupted; the next run continues from the last checkpoint"
-    if isinstance(error, ConfigError | DataError):
-        return 2, "bad input", str(error)
-    if isinstance(error, StageError):
-        return error.exit_code, type(error).__name__, str(error)
-    # Libraries wrap it (safetensors: "I/O error: No space left on device (os error 28)"), hence the text.
-    if "No space left on device" in str(error):
-        place = getattr(error, "filename", None) or Path.cwd()
-        free = shutil.disk_usage(Path.cwd()).free / 2**20
-        return 1, "disk full", f"no space left on the disk of {place} ({free:.0f} MiB free): make room and run again"
-    return None, "crash", f"{type(error).__name__}: {error}"
 
 
 def _take_lock(stage: str, stack: contextlib.ExitStack) -> None:

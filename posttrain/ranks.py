@@ -1,8 +1,9 @@
-"""The processes of one stage on this machine: copies of this one, made before it has done anything.
+"""The processes of one stage: on this machine copies of this one, made before it has done anything.
 
 A CPU trains small models faster with two processes of one thread than with one of two: their arithmetic is too short to
 be divided, their Python runs side by side. The copies (fork) share what was imported, and die with the first process.
-Where a launcher (`deepspeed`, `torchrun`) has started the ranks, nothing is started here.
+On other machines, which a host file names, the same command is started anew (posttrain.hosts). Where a launcher
+(`torchrun`, `deepspeed`) has started the ranks, nothing is started here.
 
 Every rank runs the same program and takes its share of the work in posttrain.engine.distributed; files, tracking and
 messages are the first rank's alone (posttrain.job). Standard library only.
@@ -11,22 +12,23 @@ messages are the first rank's alone (posttrain.job). Standard library only.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from posttrain.errors import StageError
 from posttrain.files import write_atomic
+from posttrain.guard import die_with_parent
+from posttrain.hosts import Host, carried, interface_towards, remote_command, start_on
 from posttrain.machine import free_port
 
-PR_SET_PDEATHSIG = 1
 END_SECONDS = 60.0
 """For the other ranks to end after the first one has."""
 LAST_WORDS_SECONDS = 2.0
@@ -43,7 +45,7 @@ class Failure:
 
     rank: int
     when: float
-    """time.monotonic(), which all processes of a machine share; 0: unknown, it left no word."""
+    """time.time(): the clocks of several machines may differ by milliseconds; 0: unknown, it left no word."""
     code: int | None
     """Exit code of a known error; None: a crash."""
     message: str
@@ -57,7 +59,7 @@ class Ranks:
     folder: Path
     """Where the other ranks leave their output (`<rank>.log`) and how they failed (`<rank>.json`)."""
     _others: dict[int, int] = field(default_factory=dict)
-    """Rank -> pid of the copies that still run; empty in the copies."""
+    """Rank -> pid of those that still run, of another machine's that of its ssh; empty in all but the first."""
     _watching: bool = False
     _failed: list[Failure] = field(default_factory=list)
 
@@ -66,6 +68,7 @@ class Ranks:
         if self._others:
             self._watching = True
             signal.signal(signal.SIGCHLD, self._look)
+            self._look(signal.SIGCHLD, None)  # one that has ended already sends no more signal
 
     def _look(self, number: int, frame: FrameType | None) -> None:
         if self._watching:
@@ -99,7 +102,7 @@ class Ranks:
 
     def fail(self, code: int | None, message: str) -> None:
         """Say how this rank failed."""
-        failure = Failure(self.rank, time.monotonic(), code, message)
+        failure = Failure(self.rank, time.time(), code, message)
         write_atomic(self.folder / f"{self.rank}.json", json.dumps(asdict(failure)))
 
     def kill(self) -> None:
@@ -135,29 +138,46 @@ class Ranks:
 
 
 def launched_rank() -> int:
-    """The rank that a launcher gave this process; 0 without one."""
+    """The rank that a launcher, or the first rank on another machine, gave this process; 0 without one."""
     return int(os.environ.get("RANK", "0"))
 
 
-def start_ranks(count: int, folder: Path) -> Ranks:
+def is_launched() -> bool:
+    """Whether this process was started as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def leave_launched() -> bool:
+    """For work that is not shared: the first rank goes on alone, and true; the others have nothing to do."""
+    first = launched_rank() == 0
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    return first
+
+
+def start_ranks(count: int, folder: Path, hosts: Sequence[Host] = ()) -> Ranks:
     """Make `count` - 1 copies of this process, which return from here too, with their output in `folder`.
+
+    With `hosts`: as many processes as they have slots, those of the first host as copies of this one. Where this
+    process was launched as one of several, it is that one and starts none.
 
     To be called while this process has one thread and has not computed anything: neither threads nor the state of a
     device survive a fork.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if is_launched():
+        _choose_interface(os.environ["MASTER_ADDR"])
         return Ranks(launched_rank(), folder)
-    if count == 1:
+    slots = [host.slots for host in hosts] or [count]
+    if sum(slots) == 1:
         return Ranks(0, folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    # Where the machine's own name has no address, gloo would find no device by itself.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    meeting = {"MASTER_ADDR": hosts[0].name if hosts else "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = meeting | {"WORLD_SIZE": str(sum(slots))}
+    os.environ |= shared | {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(slots[0])}
+    _choose_interface(meeting["MASTER_ADDR"])
     first = os.getpid()
     ranks = Ranks(0, folder)
-    for rank in range(1, count):
+    for rank in range(1, slots[0]):
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
@@ -165,13 +185,30 @@ def start_ranks(count: int, folder: Path) -> Ranks:
             _become(rank, first, folder / f"{rank}.log")
             return Ranks(rank, folder)
         ranks._others[rank] = pid
+    for rank, host, local in _elsewhere(hosts):
+        own = shared | {"RANK": str(rank), "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(host.slots)}
+        ranks._others[rank] = start_on(host.name, Path.cwd(), carried() | own, remote_command(), folder / f"{rank}.log")
     return ranks
+
+
+def _elsewhere(hosts: Sequence[Host]) -> Iterator[tuple[int, Host, int]]:
+    """(rank, host, rank within it) of every process on the hosts but the first."""
+    places = [(host, local) for host in hosts for local in range(host.slots)]
+    for rank, (host, local) in enumerate(places):
+        if host != hosts[0]:
+            yield rank, host, local
+
+
+def _choose_interface(address: str) -> None:
+    """Let gloo talk over the interface by which the first rank is reached, unless a person has said which."""
+    name = interface_towards(address)
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _become(rank: int, first: int, log: Path) -> None:
     """This copy is `rank` from now on, writes to `log`, and dies when the first process does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
     if os.getppid() != first:
         os._exit(1)
     # The first process is asked to stop, and ends the others.

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from posttrain.config import ConfigError
 from posttrain.machine import cuda_device, usable_cores
@@ -37,7 +37,7 @@ class System(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """Threads of one process; None: all cores this process may use, divided among the processes of a stage."""
     processes: int = Field(default=1, ge=1)
-    """Processes that share a stage's work on this machine; two are faster for small models on a CPU of two cores."""
+    """Processes that share a stage's work; two are faster for small models on a CPU of two cores."""
     tracking_uri: str | None = None
     """MLflow store; None: a sqlite file in the project folder."""
     vllm_servers: list[str] = Field(default_factory=list)
@@ -47,9 +47,15 @@ class System(BaseModel):
     vllm_memory: float | None = Field(default=None, gt=0, le=1)
     """Share of a GPU's memory that a server takes; None: vLLM's own, for a GPU that it has to itself."""
     hostfile: str | None = None
-    """DeepSpeed host file for several machines."""
+    """File with lines `host slots=N`: so many processes of a stage on each machine, in the place of `processes`."""
     offline: bool | None = None
     """Whether model and data hubs are out of bounds; None: as the environment has it."""
+
+    @model_validator(mode="after")
+    def choices_agree(self) -> System:
+        if self.hostfile is not None and self.processes != 1:
+            raise ValueError(f"no `processes` beside `hostfile` (got {self.processes}): its slots say how many")
+        return self
 
 
 def load_system(path: Path = Path("system.yaml")) -> System:

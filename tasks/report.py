@@ -7,7 +7,7 @@ from pathlib import Path
 from posttrain.evals import across_figures
 from posttrain.evals.across import compare_models, win_matrix
 from posttrain.evals.inputs import load_inputs
-from posttrain.evals.page import build_page
+from posttrain.evals.page import align_curve, build_page, by_learned_rl
 from posttrain.job import open_job, stage_seed
 
 
@@ -25,6 +25,8 @@ def main() -> None:
             file.write_text(page, encoding="utf-8")
         job.figure("win-rates", across_figures.win_matrix(win_matrix(across["win_rates"])))
         job.figure("reliability", across_figures.reliability(across["calibration"]))
+        if by_learned_rl(inputs):
+            job.picture("proxy-and-gold", align_curve(inputs))
         job.report(across)
         job.note("reports/index.html")
 

@@ -22,10 +22,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from posttrain import tracking
+from posttrain.boundary import WORK
 from posttrain.config import Params
 from posttrain.errors import StageError, StageLockedError
 from posttrain.guard import guarded, stop
-from posttrain.job import WORK, file_stem, lock_holder, report_metrics, report_path
+from posttrain.job import file_stem, lock_holder, report_metrics, report_path
 from posttrain.progress import Display
 from posttrain.system import MARK, environment, load_system
 

@@ -20,6 +20,7 @@ PIPELINES = (CHAIN, *sorted(ROOT.glob("studies/*/dvc.yaml")))
 """The chain and the studies, each with its own stages."""
 
 NEUTRAL = {
+    "posttrain/boundary.py": "messages",
     "posttrain/config.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_align.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_align_rl.py": "its values reach DVC as params; it has no defaults",
@@ -30,6 +31,7 @@ NEUTRAL = {
     "posttrain/errors.py": "messages",
     "posttrain/fingerprint.py": "where checkpoints lie",
     "posttrain/guard.py": "processes",
+    "posttrain/hosts.py": "processes",
     "posttrain/lean_imports.py": "how long a start takes",
     "posttrain/machine.py": "what this machine is",
     "posttrain/progress.py": "what a person sees",

@@ -100,6 +100,16 @@ def test_a_full_disk_ends_with_one_message_and_nothing_half_written(capsys: pyte
     assert not list(Path(".work/tmp").glob("*/*"))
 
 
+def test_a_full_disk_is_known_by_what_another_error_was_raised_from(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch's writer ends a failed write with `unexpected pos 704 vs 598`."""
+    with pytest.raises(SystemExit), open_job("sft"):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+    assert "no space left on the disk of" in capsys.readouterr().err
+
+
 def test_an_unknown_error_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), open_job("sft"):
         print(1 / 0)
@@ -150,6 +160,29 @@ def test_checkpoints_are_found_again_by_the_same_work_and_by_no_other() -> None:
     Path("code.py").write_text("2")
     assert place() != first
     assert not first.exists(), "what no run will ask for again is removed"
+
+
+def test_a_run_that_cannot_continue_an_earlier_one_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "params, inputs or code changed after a run that did not end: starts from the beginning"
+    for code, expected in (("1", False), ("1", False), ("2", True)):
+        Path("code.py").write_text(code)
+        with pytest.raises(SystemExit), open_job("sft") as job:
+            (job.checkpoints / "step").touch()
+            raise StageError("crash")
+        assert (said in capsys.readouterr().out) is expected
+
+
+def test_a_picture_is_for_mlflow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSTTRAIN_TRACKING", raising=False)
+    monkeypatch.setenv("POSTTRAIN_SPOOL", str(Path("spool").absolute()))
+    Path("spool").mkdir()
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], [3, 4])
+    with open_job("sft") as job:
+        job.picture("line", figure)
+    plt.close(figure)
+    assert Path(".work/figures/sft-line.svg").is_file() and not Path("reports/figures").exists()
+    assert '"folder": "figures"' in Path("spool/events.jsonl").read_text()
 
 
 def test_the_curve_survives_a_crash() -> None:

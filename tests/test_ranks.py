@@ -27,18 +27,18 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(case: str, project: Path) -> subprocess.Popen[str]:
+def start(case: str, project: Path, *launcher: str) -> subprocess.Popen[str]:
     hidden = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "POSTTRAIN", "MLFLOW")
     env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     env |= {"PYTHONPATH": str(ROOT), "POSTTRAIN_TRACKING": "off", "DS_ACCELERATOR": "cpu", MARK: "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.ranks_job", case],
+        [*launcher, sys.executable, "-m", *(["tests.ranks_job", case] if "." not in case else [case])],
         cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -50,7 +50,7 @@ def message(project: Path) -> str:
 def pids(project: Path) -> list[int]:
     """Of both processes, once both are at work."""
     files = [project / f"pid-{rank}" for rank in range(2)]
-    end = time.monotonic() + 100
+    end = time.monotonic() + 200
     while not all(file.is_file() and file.read_text() for file in files):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -103,6 +103,41 @@ def test_what_only_the_second_knows_is_said_too(project: Path) -> None:
         "loss is nan",
         "rank 1: loss is nan; the response at fault: work/nonfinite-1.jsonl",
     ]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"), [("nan_loss", "step 0: loss is nan"), ("nan_gradient", "gradient norm is nan")]
+)
+def test_what_is_no_number_on_one_rank_stops_all_before_the_step(project: Path, case: str, said: str) -> None:
+    code, _, err = finish(start(case, project))
+    assert code == 1
+    assert err.count(said) == 1 and "Traceback" not in err, err
+    assert message(project).startswith(said) and "rank 1" not in message(project), "both said the same"
+    assert [(project / f"changed-{rank}").read_text() for rank in range(2)] == ["0.0", "0.0"]
+
+
+@pytest.fixture
+def small_disk(project: Path) -> tuple[str, ...]:
+    """A command that puts a disk of 2 MiB in the place of the project's .work, for the command behind it."""
+    (project / ".work").mkdir()
+    mount = "mount -t tmpfs -o size=2m tmpfs .work"
+    within = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+    if subprocess.run([*within, mount], cwd=project, capture_output=True).returncode:
+        pytest.skip("this machine lets no user mount anything in a namespace")
+    return (*within, f'{mount} && "$@"; first=$?; cat .work/exit/sft.json; "$@"; exit $first', "sh")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(
+    project: Path, small_disk: tuple[str, ...], processes: int
+) -> None:
+    """The same command twice: it fails, then goes on from the checkpoint for which there was room."""
+    (project / "system.yaml").write_text(f"processes: {processes}\nthreads: 1\n")
+    code, out, err = finish(start("full_disk", project, *small_disk))
+    assert code == 1
+    assert "sft: continues from step 0" in out and "sft: continues from step 3" in out
+    assert "no space left on the disk of" in err and "Traceback" not in err, err
+    assert "passed over" not in err, "nothing half-written is left"
 
 
 def test_a_killed_second_process_is_named(project: Path) -> None:

@@ -24,6 +24,13 @@ def test_unknown_keys_and_wrong_types_are_named(tmp_path: Path) -> None:
     assert "procesess" in str(error.value)
 
 
+def test_slots_and_processes_are_not_both_said(tmp_path: Path) -> None:
+    path = tmp_path / "system.yaml"
+    path.write_text("hostfile: hosts\nprocesses: 2\n")
+    with pytest.raises(ConfigError, match=r"no `processes` beside `hostfile` \(got 2\)"):
+        load_system(path)
+
+
 def test_a_variable_that_a_person_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("KMP_BLOCKTIME", raising=False)

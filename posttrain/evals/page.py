@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from posttrain.chain import MODELS
 from posttrain.chat.split import split_response
@@ -22,6 +23,7 @@ from posttrain.evals.formats import highlight, interval, millions, number, perce
 from posttrain.evals.inputs import Inputs, Source
 from posttrain.evals.intervals import wilson
 from posttrain.evals.panels import BEFORE_RL, DISTILLATION, LEARNED_RL, PREFERENCES, REWARD_MODEL, Panel
+from posttrain.evals.reward_curve import looks_of, reward_curve
 from posttrain.evals.rl_view import RlView, rl_view
 from posttrain.evals.rows import ModeSamples, QuestionRow
 from posttrain.evals.tiles import tiles
@@ -72,6 +74,7 @@ def build_page(inputs: Inputs, across: Mapping[str, Any], *, prompts: int) -> st
         "panels": [panel_view(inputs, panel, place) for place, panel in enumerate(panels(inputs, rl))],
         "figures": draw(inputs, across, rl),
         "length_caption": rl.length_caption,
+        "reward_sentence": inputs.stages["align"].need("rl.sentence") if by_learned_rl(inputs) else "",
     }
     return environment.get_template("report.html").render(view)
 
@@ -79,6 +82,12 @@ def build_page(inputs: Inputs, across: Mapping[str, Any], *, prompts: int) -> st
 def by_learned_rl(inputs: Inputs) -> bool:
     """Whether stage align trained on the reward model's score, and not on pairs."""
     return "rl" in inputs.stages["align"].values
+
+
+def align_curve(inputs: Inputs) -> Figure:
+    """What RL on the reward model did to its score and to gold."""
+    align = inputs.stages["align"]
+    return reward_curve(looks_of(align), kept=align.need("rl.kept_step"))
 
 
 def making(inputs: Inputs, rl: RlView) -> dict[str, str]:
@@ -152,6 +161,8 @@ def draw(inputs: Inputs, across: Mapping[str, Any], rl: RlView) -> dict[str, Mar
             "Accuracy at thinking budgets",
         ),
     }
+    if by_learned_rl(inputs):
+        drawn["reward_curve"] = (align_curve(inputs), "Scores against the square root of KL, look by look")
     if rl.length is not None:
         drawn["length"] = (rl.length, "Accuracy and tokens per answer over the steps of RL")
     return {name: Markup(figures.inline_svg(figure, name, description=text)) for name, (figure, text) in drawn.items()}

@@ -39,7 +39,7 @@ def rl_view(inputs: Inputs) -> RlView:
     start, terms = grpo.need("length_reward_start"), reward_terms(grpo)
     rewards = rewards_panel(terms)
     return RlView(
-        making="RL on verifiable rewards",
+        making=_rl_making(grpo),
         gain="Reinforcement learning",
         tile=_answer_length(grpo) if start is None else _length_reward(grpo, start),
         panels=(rewards, *RL_STEPS) if rewards.lines else RL_STEPS,
@@ -62,6 +62,19 @@ def looks_at_heldout(grpo: Source) -> list[dict[str, float]]:
     return [{"step": int(step), **looks[step]} for step in sorted(looks, key=int)]
 
 
+def kept_look(grpo: Source) -> dict[str, float]:
+    """The look at the weights that are kept: the last one, or with `keep: best` the best one."""
+    looks = looks_at_heldout(grpo)
+    if "kept_weights" not in grpo.values:
+        return looks[-1]
+    return {look["step"]: look for look in looks}[grpo.need("kept_weights.step")]
+
+
+def _rl_making(grpo: Source) -> str:
+    best = f", weights of step {grpo.need('kept_weights.step')}" if "kept_weights" in grpo.values else ""
+    return f"RL on verifiable rewards{best}"
+
+
 def _rejection_sampling(grpo: Source) -> RlView:
     kept, sampled, prompts = (grpo.need(key) for key in ("kept", "sampled", "prompts_with_kept"))
     detail = f"right and distinct, of {sampled} sampled; on {prompts} prompts"
@@ -75,18 +88,17 @@ def _rejection_sampling(grpo: Source) -> RlView:
 
 
 def _length_reward(grpo: Source, start: int) -> Tile:
-    """What changed from the look at the held-out questions when the length reward starts to the last one."""
+    """What changed from the look at the held-out questions when the length reward starts to the weights kept."""
     looks = looks_at_heldout(grpo)
     steps = [look["step"] for look in looks]
     if start not in steps:
         raise DataError(f"{grpo.file}: key 'heldout': got steps {steps}, wanted one at length_reward_start = {start}")
-    return ("Length reward", *_change(looks[steps.index(start)], looks[-1]))
+    return ("Length reward", *_change(looks[steps.index(start)], kept_look(grpo)))
 
 
 def _answer_length(grpo: Source) -> Tile:
-    """What changed from the first look at the held-out questions to the last one."""
-    looks = looks_at_heldout(grpo)
-    return ("Length without a reward for it", *_change(looks[0], looks[-1]))
+    """What changed from the first look at the held-out questions to the weights kept."""
+    return ("Length without a reward for it", *_change(looks_at_heldout(grpo)[0], kept_look(grpo)))
 
 
 def _change(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, str]:

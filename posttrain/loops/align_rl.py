@@ -10,7 +10,7 @@ row, training ends; the weights kept are those of the best look.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.config_align_rl import LearnedRl
-from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
+from posttrain.config_align_rl import EarlyStop, LearnedRl
 from posttrain.engine.policy import Policy, frozen_copy
 from posttrain.engine.rollout import RolloutEngine, make_engine
 from posttrain.engine.scalar_head import load_reward_model
-from posttrain.errors import StageError
+from posttrain.evals.intervals import Floats
+from posttrain.loops.best import BestWeights, Looks, best_step, last_step
 from posttrain.loops.gold import GOLD, look_at_scores
 from posttrain.loops.learned import learned_scorer
-from posttrain.loops.rl import Looks, run_rl
+from posttrain.loops.rl import run_rl
 from posttrain.records import Problem
 from posttrain.rewards.terms import Group
 from posttrain.rewards.total import LEARNED, Scorer
@@ -114,9 +114,9 @@ def run_align_rl(
             seed=seed,
             micro_batch_tokens=numbers.micro_batch_tokens,
         )
-        return {name: float(value_Q.mean()) for name, value_Q in found.items()}
+        return means(found)
 
-    watch = Watch(policy, section.stop.signal, section.stop.checks, checkpoints / "best")
+    watch = watch_of(policy, section.stop, checkpoints / "best")
     summary = run_rl(
         policy,
         problems,
@@ -138,6 +138,16 @@ def run_align_rl(
     return {"kept_step": kept, "sentence": sentence, **summary}
 
 
+def means(found: Mapping[str, Floats]) -> dict[str, float]:
+    """A look's means over its questions, and of the scores their standard errors too, as `<score>_error`."""
+    errors = {
+        f"{name}_error": float(value_Q.std(ddof=1)) / math.sqrt(len(value_Q))
+        for name, value_Q in found.items()
+        if name in (PROXY, SECOND, GOLD)
+    }
+    return {name: float(value_Q.mean()) for name, value_Q in found.items()} | errors
+
+
 def scored_by(reward_model: PreTrainedModel, policy: Policy, *, micro_batch_tokens: int) -> Scorer:
     """The term `learned`, on the policy's device: the trainer chooses it, after terms are made."""
     learned = learned_scorer(reward_model, micro_batch_tokens=micro_batch_tokens)
@@ -156,6 +166,7 @@ def rl_section(grpo: config.Rl, section: LearnedRl, optimizer: config.Optimizer)
         "method": "rl",
         "sampling": "uniform",  # the other ways go by the verifier, which is not what is trained on here
         "curriculum_steps": 0,
+        "keep": "last",  # which weights are kept is said by `stop`
         "optimizer": optimizer.model_dump(mode="json"),
     }
     return config.parse_section(
@@ -167,43 +178,25 @@ def rl_section(grpo: config.Rl, section: LearnedRl, optimizer: config.Optimizer)
 class Watch:
     """Looks at one measurement from outside the reward: keeps the best weights, and says when it has turned down."""
 
-    policy: Policy
-    signal: str
-    """What is looked at; `none`: nothing."""
+    best: BestWeights | None
+    """None: nothing is looked at."""
     checks: int
-    folder: Path
-    """Where the best weights are kept, on every rank."""
 
     def __call__(self, looks: Looks) -> bool:
         """Whether the last `checks` looks are all below the best; called after each look, on all ranks."""
-        if self.signal == NO_SIGNAL:
+        if self.best is None:
             return False
-        best = best_step(looks, self.signal)
-        if best == last_step(looks):
-            weights = {name: tensor.detach().cpu() for name, tensor in self.policy.model.state_dict().items()}
-            save_checkpoint(self.folder, best, {"model": weights})
+        best = self.best.see(looks)
         return sum(int(step) > best for step in looks) >= self.checks
 
     def restore(self, looks: Looks, start: PreTrainedModel) -> int:
         """Give the policy the weights of the best look and return its step; without a signal they stay the last."""
-        best = last_step(looks) if self.signal == NO_SIGNAL else best_step(looks, self.signal)
-        if best == 0:
-            self.policy.model.load_state_dict(start.state_dict())
-        elif best != last_step(looks):
-            found = latest_checkpoint(self.folder)
-            if found is None or found[0] != best:
-                raise StageError(f"{self.folder}: got step {found and found[0]}, wanted the best weights, step {best}")
-            self.policy.model.load_state_dict(found[1]["model"])
-        return best
+        return last_step(looks) if self.best is None else self.best.restore(looks, start)
 
 
-def best_step(looks: Looks, signal: str) -> int:
-    """The first step at which the signal was highest."""
-    return int(max(looks, key=lambda step: looks[step][signal]))
-
-
-def last_step(looks: Looks) -> int:
-    return int(list(looks)[-1])
+def watch_of(policy: Policy, stop: EarlyStop, folder: Path) -> Watch:
+    """What `stop` says; the best weights are kept in `folder`."""
+    return Watch(None if stop.signal == NO_SIGNAL else BestWeights(policy, stop.signal, folder), stop.checks)
 
 
 def in_one_sentence(looks: Looks, *, signal: str, kept: int) -> str:

@@ -27,6 +27,7 @@ from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.engine.trainer import Trainer
 from posttrain.errors import ModelError
 from posttrain.loops.clock import Clock
+from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.rl import summary
 from posttrain.loops.rl_batch import mean
 from posttrain.loops.rl_step import token_ids
@@ -92,6 +93,7 @@ def run_distill(
         log(history[-1] | clock.metrics(tokens=tokens), step + 1)
         if (step + 1) % save_every == 0 and step + 1 < steps:
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict(), "history": history})
+    refuse_other_end(len(history), steps)
     return summary(history)
 
 

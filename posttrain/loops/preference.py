@@ -26,6 +26,7 @@ from posttrain.engine.distributed import gather_objects, rank, world_size
 from posttrain.engine.policy import Policy, sequence_logprobs
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
+from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.pairs import check_pairs
 from posttrain.loops.preference_methods import METHODS, Method, PairTerms
@@ -116,6 +117,7 @@ def run_preference(
             note(fall_warning(metrics["train/chosen_change"], step + 1))
         if (step + 1) % save_every == 0 and step + 1 < len(batches):
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
+    refuse_other_end(trainer.steps_done, len(batches))
     after = judge_pairs(trainer.model, scored["heldout"], numbers=numbers, micro_batch_tokens=micro_batch_tokens)
     counts = {f"{name}_pairs": len(some) for name, some in scored.items()}
     return {"steps": len(batches), **counts, **after}

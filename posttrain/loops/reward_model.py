@@ -26,6 +26,7 @@ from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
 from posttrain.evals.pair_quality import Compared, pair_quality
 from posttrain.loops.clock import Clock
+from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.reward_scores import ScoreBatch, make_score_batch, scores
 from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length
@@ -79,6 +80,7 @@ def run_reward_model(
         log(measured | stats.metrics | clock.metrics(tokens=tokens), step + 1)
         if (step + 1) % save_every == 0 and step + 1 < len(batches):
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
+    refuse_other_end(trainer.steps_done, len(batches))
     quality = {
         name: pair_quality(compare(model, policy, some, micro_batch_tokens=micro_batch_tokens), seed=seed)
         for name, some in sides.items()

@@ -28,7 +28,9 @@ from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.engine.trainer import StepStats
+from posttrain.loops.best import Looks
 from posttrain.loops.clock import Clock
+from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.recipe import choose_recipe
 from posttrain.loops.rl_ahead import make_stream
 from posttrain.loops.rl_batch import Batch, Collector
@@ -55,9 +57,6 @@ from posttrain.rl.sampling import PromptSampler
 from posttrain.rl.schedules import scheduled_weight
 
 NO_SCORERS: Mapping[str, Scorer] = MappingProxyType({})
-
-Looks = Mapping[str, Mapping[str, float]]
-"""What was measured, by the number of steps before it, in their order."""
 
 
 def never(looks: Looks) -> bool:
@@ -92,22 +91,17 @@ def run_rl(
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
     score_steps = make_step_scorer(recipe.steps, policy, precision=engine.precision) if recipe.steps else None
-    terms = make_terms(section.rewards, scorers=scorers)
+    terms, samples = make_terms(section.rewards, scorers=scorers), section.prompts_per_step * section.group_size
     learner = Learner(policy, recipe, section, engine=engine, seed=seed)
-    rates = [problem.pass_rate for problem in problems]
-    sampler = PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
+    sampler = make_sampler(section, problems, seed=seed)
     asker = Asker(policy.tokenizer, problems, rollouts, section)
-    samples = section.prompts_per_step * section.group_size
     history: list[dict[str, float]] = []
     measured: dict[str, dict[str, float]] = {}
     with closing(make_stream(asker, sampler, learner, seed=seed)) as stream:
         collector = Collector(policy.tokenizer, learner, score_steps, problems, sampler, stream, section, terms)
         kept: dict[str, Any] = {"learner": learner, "sampler": sampler, "stream": stream}
         if found := latest_checkpoint(checkpoints):
-            state = found[1]
-            for name, part in kept.items():
-                part.load_state_dict(state[name])
-            history, measured = state["history"], state["measured"]
+            history, measured = restore(kept, found[1])
             stream.sync(len(history), look=False)
         elif 0 in measure_at:
             measured["0"] = measure()
@@ -129,11 +123,27 @@ def run_rl(
                 metrics |= as_eval(measured[str(done)])
             log(metrics, done)
             if done in measure_at and enough(measured):
-                break
+                return summary(history) | {"heldout": measured}
             if done % section.save_every == 0 and done < section.steps:
-                state = {name: part.state_dict() for name, part in kept.items()}
-                save_checkpoint(checkpoints, done, state | {"history": history, "measured": measured})
+                save_checkpoint(checkpoints, done, states(kept) | {"history": history, "measured": measured})
+    refuse_other_end(len(history), section.steps)
     return summary(history) | {"heldout": measured}
+
+
+def make_sampler(section: config.Rl, problems: Sequence[Problem], *, seed: int) -> PromptSampler:
+    rates = [problem.pass_rate for problem in problems]
+    return PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
+
+
+def states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Give the parts their saved states; returns the history and what was measured."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["history"], state["measured"]
 
 
 def weights_at(step: int, section: config.Rl) -> dict[str, float]:

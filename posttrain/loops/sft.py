@@ -20,6 +20,7 @@ from posttrain.engine.distributed import rank, world_size
 from posttrain.engine.policy import Policy, wanted_logprobs
 from posttrain.engine.trainer import LossFn, Trainer
 from posttrain.loops.clock import Clock
+from posttrain.loops.ending import refuse_other_end
 from posttrain.losses.sft import sft_loss
 from posttrain.records import DataError
 
@@ -68,6 +69,7 @@ def run_sft(
         log(measured | clock.metrics(tokens=sum(len(ids) for ids, _ in chosen)), step + 1)
         if (step + 1) % save_every == 0 and step + 1 < len(plan):
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict(), "losses": losses})
+    refuse_other_end(trainer.steps_done, len(plan))
     first, last = losses[:EDGE], losses[-EDGE:]
     return {
         "steps": len(plan),

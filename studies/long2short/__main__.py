@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posttrain.boundary import WORK
 from posttrain.config import ConfigError, load_params
 from posttrain.engine.policy import Policy
 from posttrain.errors import StageError
 from posttrain.evals.intervals import resample
 from posttrain.files import rounded, write_atomic
-from posttrain.job import WORK, stage_seed
+from posttrain.job import stage_seed
 from posttrain.loops.sample import Sample
 from posttrain.records import DataError, Problem, read_jsonl
 from posttrain.system import apply_environment, load_system

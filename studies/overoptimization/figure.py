@@ -68,14 +68,15 @@ def draw(report: Mapping[str, Any]) -> Figure:
 
 
 def _scores(axes: Axes, curve: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Some scores, from point to point: RL may come nearer to the start again."""
+    """Some scores with their intervals, from point to point: RL may come nearer to the start again."""
     distance = [math.sqrt(point["kl"]) for point in curve["points"]]
     axes.axhline(0.0, color=PALETTE["muted"], linewidth=0.8)
     for name in names:
         gains = [point["gain"][name] for point in curve["points"] if name in point["gain"]]
-        if gains:
+        if gains:  # best of n has no prompts that it trains on
             color = PALETTE[LINES[name][1]]
             axes.plot(distance, [gain["value"] for gain in gains], color=color, linewidth=2, marker="o", markersize=3)
+            axes.vlines(distance, [gain["low"] for gain in gains], [gain["high"] for gain in gains], color=color, lw=1)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="x", visible=False)
@@ -83,11 +84,8 @@ def _scores(axes: Axes, curve: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def _gold(axes: Axes, curve: Mapping[str, Any], way: str) -> None:
-    """The intervals of gold, its law, and a mark where measured gold is highest."""
+    """The law of gold, and a mark where measured gold is highest."""
     points = curve["points"]
-    for point in points:
-        gain, distance = point["gain"][GOLD], math.sqrt(point["kl"])
-        axes.plot([distance] * 2, [gain["low"], gain["high"]], color=PALETTE["green"], linewidth=1)
     furthest = max(math.sqrt(point["kl"]) for point in points)
     if curve["fit"] is not None:
         smooth = np.linspace(LEAST_DISTANCE, furthest, 60)

@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+from posttrain.boundary import WORK
 from posttrain.config import ConfigError, load_params
 from posttrain.errors import StageError
 from posttrain.files import rounded, write_atomic
-from posttrain.job import WORK
 from posttrain.loops.pairs import check_pairs
 from posttrain.records import DataError, Pair, read_jsonl
 from posttrain.system import apply_environment, load_system

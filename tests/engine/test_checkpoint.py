@@ -47,6 +47,15 @@ def test_a_checkpoint_may_be_written_again(tmp_path: Path) -> None:
     assert found is not None and found[1]["step"] == 2
 
 
+def test_later_ones_are_of_another_life_and_never_pass_for_newer(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save_checkpoint(tmp_path, step, state(step))
+    save_checkpoint(tmp_path, 12, state(12))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000012"]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None and found[0] == 12
+
+
 def damage_mark_missing(folder: Path) -> None:
     (folder / "COMMITTED").unlink()
 
@@ -74,14 +83,24 @@ def damage_other_ranks(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_mark_missing, damage_mark_cut, damage_file_cut, damage_one_byte, damage_other_ranks]
+    ("damage", "said"),
+    [
+        (damage_mark_missing, "COMMITTED is missing"),
+        (damage_mark_cut, "COMMITTED cannot be read: JSONDecodeError"),
+        (damage_file_cut, "state-0.pt is not as it was written"),
+        (damage_one_byte, "state-0.pt is not as it was written"),
+        (damage_other_ranks, "written by 2 processes, this run has 1"),
+    ],
 )
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage: Any) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, damage: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_checkpoint(tmp_path, 5, state(5))
     save_checkpoint(tmp_path, 10, state(10))
     damage(tmp_path / "step-00000010")
     found = latest_checkpoint(tmp_path)
     assert found is not None and found[0] == 5
+    assert f"step-00000010: passed over: {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dies_at", ["save", "rename", "_write_mark"])

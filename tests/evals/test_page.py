@@ -9,6 +9,7 @@ import pytest
 from posttrain.chain import MODELS
 from posttrain.evals import page
 from posttrain.evals.across import compare_models
+from posttrain.evals.figures import inline_svg
 from posttrain.evals.inputs import load_inputs
 from posttrain.evals.panels import DISTILLATION, LEARNED_RL, REWARD_MODEL
 from posttrain.evals.rl_view import rl_view
@@ -183,6 +184,17 @@ def test_rl_without_a_reward_for_accuracy_still_has_a_page(run: Path, tmp_path: 
     assert "Length against accuracy" in shown and "RL: entropy of the policy" in shown and "RL: rewards" not in shown
 
 
+def test_with_keep_best_the_look_kept_is_the_one_compared(run: Path, tmp_path: Path) -> None:
+    root = copy(run, tmp_path)
+    values = json.loads((root / "reports/grpo.json").read_text())
+    kept = {"step": 36, "accuracy": 0.842, "accuracy_last": 0.851}
+    (root / "reports/grpo.json").write_text(json.dumps(values | {"length_reward_start": None, "kept_weights": kept}))
+    view = rl_view(load_inputs(root))
+    assert view.making == "RL on verifiable rewards, weights of step 36"
+    # From the first look to that of step 36: 56.4 to 57.2 tokens, 45.1 % to 84.2 %.
+    assert view.tile[1:] == ("+1.4 % tokens", "of right answers, from 56.4 to 57.2; accuracy +39.1 points")
+
+
 def test_any_two_models_are_on_the_page(html: str) -> None:
     text = read(html).text
     inputs = text[text.index("Who beats whom") : text.index("What curation dropped")]
@@ -200,14 +212,53 @@ def test_length_reward_needs_a_look_at_its_start(run: Path, tmp_path: Path) -> N
         build(root)
 
 
-def test_rl_on_a_reward_model_is_shown_in_the_place_of_pairs(run: Path, tmp_path: Path) -> None:
-    root = copy(run, tmp_path)
+LOOKS = {
+    "0": {"gold": 4.5, "gold_error": 0.1, "proxy": -0.2, "proxy_error": 0.05, "kl": 0.0},
+    "2": {"gold": 4.75, "gold_error": 0.2, "proxy": 0.4, "proxy_error": 0.05, "kl": 4.0},
+    "10": {"gold": 4.25, "gold_error": 0.2, "proxy": 1.1, "proxy_error": 0.05, "kl": 9.0},
+}
+SENTENCE = "gold peaked after step 2 at KL 4.00 nats (sqrt 2.00)."
+
+
+def by_learned_rl(run: Path, folder: Path, looks: dict[str, dict[str, float]] = LOOKS) -> Path:
+    """The same run, but that stage align trained on the reward model's score."""
+    root = copy(run, folder)
     report = json.loads((root / "reports/align.json").read_text())
-    (root / "reports/align.json").write_text(json.dumps(report | {"method": "ppo", "rl": {"kept_step": 2}}))
+    rl = {"kept_step": 2, "sentence": SENTENCE, "heldout": looks}
+    (root / "reports/align.json").write_text(json.dumps(report | {"method": "ppo", "rl": rl}))
     (root / "reports/curves/align.csv").write_text("eval/gold,reward/learned,step\n4.5,,0\n,0.1,1\n4.75,0.4,2\n")
-    before, shown = read(build(run)).text, read(build(root)).text
+    return root
+
+
+def test_rl_on_a_reward_model_is_shown_in_the_place_of_pairs(run: Path, html: str, tmp_path: Path) -> None:
+    root = by_learned_rl(run, tmp_path)
+    before, shown = read(html).text, read(build(root)).text
     inputs = load_inputs(root)
     order = page.panels(inputs, rl_view(inputs))
     assert order[-4:] == [REWARD_MODEL, *LEARNED_RL, DISTILLATION]
     assert all(panel.title in shown and panel.title not in before for panel in LEARNED_RL)
     assert page.LEARNED_RL_MAKING in shown and page.LEARNED_RL_MAKING not in before
+    assert SENTENCE in shown and "Proxy and gold" in shown and "Proxy and gold" not in before
+    drawn = [inline_svg(page.align_curve(inputs), "curve", description="d") for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+def test_proxy_and_gold_stand_at_the_square_root_of_their_kl(run: Path, tmp_path: Path) -> None:
+    proxy, gold = page.align_curve(load_inputs(by_learned_rl(run, tmp_path))).axes
+    for axes, values in ((proxy, [-0.2, 0.4, 1.1]), (gold, [4.5, 4.75, 4.25])):
+        line, kept = axes.lines[0], axes.lines[-1]
+        assert list(line.get_xdata()) == [0.0, 2.0, 3.0] and list(line.get_ydata()) == values
+        assert (list(kept.get_xdata()), list(kept.get_ydata())) == ([2.0], [values[1]])
+    bars = gold.collections[0].get_segments()  # 1.96 standard errors of 0.2 on each side of 4.75
+    assert [round(float(y), 3) for _, y in bars[1]] == [4.358, 5.142]
+
+
+def test_a_second_reward_model_has_a_panel_of_its_own(run: Path, tmp_path: Path) -> None:
+    looks = {step: look | {"second_proxy": 1.0, "second_proxy_error": 0.1} for step, look in LOOKS.items()}
+    assert len(page.align_curve(load_inputs(by_learned_rl(run, tmp_path, looks))).axes) == 3
+
+
+def test_a_look_without_its_error_names_the_key(run: Path, tmp_path: Path) -> None:
+    looks = LOOKS | {"2": {"gold": 4.75, "proxy": 0.4, "kl": 4.0}}
+    with pytest.raises(DataError, match=r"reports/align.json: key 'rl.heldout.2.proxy_error': missing"):
+        page.align_curve(load_inputs(by_learned_rl(run, tmp_path, looks)))

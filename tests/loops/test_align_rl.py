@@ -2,15 +2,15 @@ import dataclasses
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 import yaml
 
 from posttrain import config
 from posttrain.config_align_rl import LEARNED, LearnedRl
-from posttrain.errors import StageError
-from posttrain.loops.align_rl import Watch, best_step, in_one_sentence, run_align_rl
+from posttrain.loops.align_rl import Watch, in_one_sentence, means, run_align_rl
 from posttrain.loops.align_rl import rl_section as section_of
+from posttrain.loops.best import BestWeights
 from posttrain.loops.gold import look_at_scores
 from posttrain.loops.reward_model import run_reward_model
 from posttrain.rewards import total
@@ -109,7 +109,8 @@ def test_overoptimization_is_seen_and_stopped(tmp_path, models):
     numbers = section(steps=40, checks=3)
     policy, summary, journal = align(tmp_path, numbers, models["right"], lr=0.001)
     looks, kept, last = summary["heldout"], str(summary["kept_step"]), str(summary["steps"])
-    assert set(looks["0"]) == {"gold", "proxy", "accuracy", "tokens", "kl"} and looks["0"]["kl"] == 0.0
+    assert set(looks["0"]) == {"gold", "gold_error", "proxy", "proxy_error", "accuracy", "tokens", "kl"}
+    assert looks["0"]["kl"] == 0.0
     assert 0 < int(kept) < int(last) < 40 and len([step for step in looks if int(step) > int(kept)]) == 3
     assert looks[kept]["gold"] > max(looks["0"]["gold"], looks[last]["gold"]) + 0.1
     assert looks[last]["proxy"] > looks[kept]["proxy"] > looks["0"]["proxy"]
@@ -163,47 +164,18 @@ def test_ppo_trains_policy_and_value_network_on_the_score(tmp_path, models):
     assert not same_weights(weights_of(policy), weights_of(start_policy()))
 
 
-def watch_of(folder, *, checks=2, signal="gold"):
-    policy = start_policy()
-    return policy, Watch(policy, signal, checks, folder)
-
-
-def changed(policy, value):
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            parameter.fill_(value)
-    return weights_of(policy)
-
-
-def test_the_weights_of_the_best_look_come_back(tmp_path):
-    policy, watch = watch_of(tmp_path)
-    start = start_policy().model
-    looks = {"0": {"gold": 1.0}}
-    kept = None
-    for step, gold in ((2, 2.0), (4, 3.0), (6, 2.5), (8, 2.9)):
-        looks[str(step)] = {"gold": gold}
-        weights = changed(policy, step / 100)
-        kept = weights if step == 4 else kept
-        assert watch(looks) is (step == 8)
-    assert watch.restore(looks, start) == 4 and same_weights(weights_of(policy), kept)
-    # A dip that is over is no turn, and equal values are no new best.
+def test_a_turn_is_so_many_looks_in_a_row_below_the_best(tmp_path):
+    watch = Watch(BestWeights(start_policy(), "gold", tmp_path), 2)
+    assert watch({"0": {"gold": 1.0}, "2": {"gold": 2.0}, "4": {"gold": 1.5}}) is False
+    assert watch({"0": {"gold": 1.0}, "2": {"gold": 2.0}, "4": {"gold": 1.5}, "6": {"gold": 1.9}}) is True
+    # A dip that is over is no turn.
     assert watch({"0": {"gold": 1.0}, "2": {"gold": 0.5}, "4": {"gold": 2.0}}) is False
-    assert best_step({"0": {"gold": 1.0}, "2": {"gold": 1.0}}, "gold") == 0
 
 
-def test_a_start_that_was_best_comes_back(tmp_path):
-    policy, watch = watch_of(tmp_path)
-    looks = {"0": {"gold": 1.0}, "2": {"gold": 0.9}, "4": {"gold": 0.8}}
-    changed(policy, 0.5)
-    assert watch(looks) is True and watch.restore(looks, start_policy().model) == 0
-    assert same_weights(weights_of(policy), weights_of(start_policy()))
-
-
-def test_lost_weights_are_named(tmp_path):
-    _, watch = watch_of(tmp_path)
-    looks = {"0": {"gold": 1.0}, "2": {"gold": 2.0}, "4": {"gold": 1.5}}
-    with pytest.raises(StageError, match=r"got step None, wanted the best weights, step 2"):
-        watch.restore(looks, start_policy().model)
+def test_scores_come_with_the_standard_error_of_their_mean():
+    """Of 1, 2, 3, 6: mean 3, squared deviations 4 + 1 + 0 + 9 = 14, sqrt(14 / 3) / sqrt(4)."""
+    found = means({"gold": np.array([1.0, 2.0, 3.0, 6.0]), "kl": np.array([0.0, 1.0, 2.0, 3.0])})
+    assert found == pytest.approx({"gold": 3.0, "gold_error": (14 / 3) ** 0.5 / 2, "kl": 1.5})
 
 
 def test_the_sentence():

@@ -107,6 +107,7 @@ def rl_section(name: str = "dr_grpo", **changes) -> config.Rl:
         "save_every": 2,
         "eval_every": 2,
         "eval_samples": 2,
+        "keep": "last",
     }
     return config.Rl.model_validate(base | overlay | changes, strict=False)
 

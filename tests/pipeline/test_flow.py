@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.pipeline.test_guard import alive, wait_for
@@ -46,12 +48,15 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes(tmp_path: Pat
     assert ("b",) in names
 
 
-def test_a_terminated_flow_is_shown_as_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGTERM, 143, "Stopped by SIGTERM"), (signal.SIGINT, 130, "Interrupted")]
+)
+def test_a_stopped_flow_is_shown_as_ended(tmp_path: Path, number: signal.Signals, code: int, words: str) -> None:
     chain, flow = flow_within(tmp_path, "a")
-    flow.terminate()
+    flow.send_signal(number)
     _, said = flow.communicate(timeout=120.0)
-    assert flow.returncode == 143
-    assert "Stopped by SIGTERM" in said.decode()
+    assert flow.returncode == code
+    assert words in said.decode()
     assert not alive("stage.py a")
     assert runs(chain) == {"chain": ["KILLED"], "a": ["KILLED"]}
     states = rows(chain / ".prefect" / "prefect.db", "select state_type from flow_run")
