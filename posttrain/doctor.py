@@ -15,7 +15,7 @@ from posttrain.config import ConfigError
 from posttrain.engine import sandbox
 from posttrain.hosts import read_hostfile
 from posttrain.machine import cuda_device, gpu_names, memory_bytes, usable_cores
-from posttrain.system import ALLOCATOR, System, environment, load_system, threads_per_process
+from posttrain.system import ALLOCATOR, System, environment, load_system, processes_of, threads_per_process
 from posttrain.tracking import library_version
 
 CORE = ("torch", "transformers", "deepspeed", "datasets", "reasoning-gym", "prefect", "mlflow", "dvc")
@@ -60,7 +60,7 @@ def chosen() -> list[tuple[str, str]]:
 
 def _processes(machine: System) -> str:
     if machine.hostfile is None:
-        return f"{machine.processes}, {threads_per_process(machine, machine.processes)} thread(s) each"
+        return f"{processes_of(machine)}, {threads_per_process(machine, processes_of(machine))} thread(s) each"
     try:
         return ", ".join(f"{host.slots} on {host.name}" for host in read_hostfile(Path(machine.hostfile)))
     except ConfigError as error:

@@ -285,7 +285,7 @@ def open_job(stage: str, *, parallel: bool = False) -> Iterator[Job]:
 
 def _start(stage: str, machine: system.System) -> Ranks:
     hosts = [] if machine.hostfile is None or is_launched() else read_hostfile(Path(machine.hostfile))
-    ranks = start_ranks(machine.processes, WORK / "ranks" / stage, hosts)
+    ranks = start_ranks(system.processes_of(machine), WORK / "ranks" / stage, hosts)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if here > 1 and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(system.threads_per_process(machine, here))

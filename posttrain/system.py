@@ -36,8 +36,8 @@ class System(BaseModel):
 
     threads: int | None = Field(default=None, ge=1)
     """Threads of one process; None: all cores this process may use, divided among the processes of a stage."""
-    processes: int = Field(default=1, ge=1)
-    """Processes that share a stage's work; two are faster for small models on a CPU of two cores."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that share a stage's work; None: two on a CPU, however many cores it has, one with a GPU."""
     tracking_uri: str | None = None
     """MLflow store; None: a sqlite file in the project folder."""
     vllm_servers: list[str] = Field(default_factory=list)
@@ -53,7 +53,7 @@ class System(BaseModel):
 
     @model_validator(mode="after")
     def choices_agree(self) -> System:
-        if self.hostfile is not None and self.processes != 1:
+        if self.hostfile is not None and self.processes is not None:
             raise ValueError(f"no `processes` beside `hostfile` (got {self.processes}): its slots say how many")
         return self
 
@@ -72,6 +72,11 @@ def load_system(path: Path = Path("system.yaml")) -> System:
             f"{path}: {'.'.join(map(str, e['loc']))}: got {e['input']!r}; wanted: {e['msg']}" for e in error.errors()
         )
         raise ConfigError("\n".join(lines)) from error
+
+
+def processes_of(system: System) -> int:
+    """Processes of a stage on this machine. Sums depend on it by rounding, hence no count of cores on a CPU."""
+    return system.processes or (1 if cuda_device() else 2)
 
 
 def threads_per_process(system: System, processes: int) -> int:

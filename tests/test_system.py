@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from posttrain import system
 from posttrain.config import ConfigError
-from posttrain.system import MARK, System, environment, load_system
+from posttrain.system import MARK, System, environment, load_system, processes_of
 
 
 def test_defaults_without_a_file(tmp_path: Path) -> None:
@@ -29,6 +30,12 @@ def test_slots_and_processes_are_not_both_said(tmp_path: Path) -> None:
     path.write_text("hostfile: hosts\nprocesses: 2\n")
     with pytest.raises(ConfigError, match=r"no `processes` beside `hostfile` \(got 2\)"):
         load_system(path)
+
+
+def test_two_processes_on_a_cpu_however_many_cores_and_one_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_gpu, number in ((False, 2), (True, 1)):
+        monkeypatch.setattr(system, "cuda_device", lambda has_gpu=has_gpu: has_gpu)
+        assert (processes_of(System()), processes_of(System(processes=3))) == (number, 3)
 
 
 def test_a_variable_that_a_person_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:

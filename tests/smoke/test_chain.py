@@ -36,6 +36,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((ROOT / name).read_bytes())
     assert run(folder, sys.executable, "-m", "posttrain.cli", "use", "smoke").returncode == 0
+    # Half the imports; every loop runs as two processes in tests/loops/test_shared.py.
+    (folder / "system.yaml").write_text("processes: 1\n")
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     for command in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-qm", "start")):
         assert run(folder, "git", *command).returncode == 0
