@@ -94,20 +94,16 @@ def run_rl(
     score_steps = make_step_scorer(recipe.steps, policy, precision=engine.precision) if recipe.steps else None
     terms = make_terms(section.rewards, scorers=scorers)
     learner = Learner(policy, recipe, section, engine=engine, seed=seed)
-    rates = [problem.pass_rate for problem in problems]
-    sampler = PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
-    asker = Asker(policy.tokenizer, problems, rollouts, section)
-    samples = section.prompts_per_step * section.group_size
+    sampler = make_sampler(problems, section, seed=seed)
     history: list[dict[str, float]] = []
     measured: dict[str, dict[str, float]] = {}
-    with closing(make_stream(asker, sampler, learner, seed=seed)) as stream:
+    with closing(make_stream(Asker(policy.tokenizer, problems, rollouts, section), sampler, learner, seed)) as stream:
         collector = Collector(policy.tokenizer, learner, score_steps, problems, sampler, stream, section, terms)
         kept: dict[str, Any] = {"learner": learner, "sampler": sampler, "stream": stream}
         if found := latest_checkpoint(checkpoints):
-            state = found[1]
             for name, part in kept.items():
-                part.load_state_dict(state[name])
-            history, measured = state["history"], state["measured"]
+                part.load_state_dict(found[1][name])
+            history, measured = found[1]["history"], found[1]["measured"]
             stream.sync(len(history), look=False)
         elif 0 in measure_at:
             measured["0"] = measure()
@@ -121,8 +117,7 @@ def run_rl(
                 trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
             with clock("sync"):
                 stream.sync(done, look=done in measure_at or done == section.steps)
-            trained |= learner.adapt(batch.metrics["kl/k1_sequence"], samples=samples)
-            history.append({**batch.metrics, **stream.metrics, **trained})
+            history.append({**batch.metrics, **trained, **learner.adapt(batch.metrics["kl/k1_sequence"])})
             metrics = history[-1] | clock.metrics(tokens=batch.tokens)
             if done in measure_at:
                 measured[str(done)] = measure()
@@ -134,6 +129,12 @@ def run_rl(
                 state = {name: part.state_dict() for name, part in kept.items()}
                 save_checkpoint(checkpoints, done, state | {"history": history, "measured": measured})
     return summary(history) | {"heldout": measured}
+
+
+def make_sampler(problems: Sequence[Problem], section: config.Rl, *, seed: int) -> PromptSampler:
+    """Draws the prompts of each step as the section says."""
+    rates = [problem.pass_rate for problem in problems]
+    return PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
 
 
 def weights_at(step: int, section: config.Rl) -> dict[str, float]:
