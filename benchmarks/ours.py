@@ -137,7 +137,7 @@ def grpo_update(work: Work, turns: Turns) -> None:
     sampler = PromptSampler("uniform", [None] * len(problems), curriculum_steps=0, seed=work.seed)
     terms = make_terms(section.rewards, scorers={LEARNED: even_shares})
     asker = Asker(policy.tokenizer, problems, Injected(work), section)
-    stream = make_stream(asker, sampler, learner, seed=work.seed)
+    stream = make_stream(asker, sampler, learner, work.seed)
     collector = Collector(policy.tokenizer, learner, None, problems, sampler, stream, section, terms)
     batch = collector.collect(0, weights_at(0, section), Clock())
     evidence, log = Evidence(work.scratch, policy.tokenizer), _log(turns)

@@ -91,17 +91,17 @@ def run_rl(
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
     score_steps = make_step_scorer(recipe.steps, policy, precision=engine.precision) if recipe.steps else None
-    terms, samples = make_terms(section.rewards, scorers=scorers), section.prompts_per_step * section.group_size
+    terms = make_terms(section.rewards, scorers=scorers)
     learner = Learner(policy, recipe, section, engine=engine, seed=seed)
-    sampler = make_sampler(section, problems, seed=seed)
-    asker = Asker(policy.tokenizer, problems, rollouts, section)
+    sampler = make_sampler(problems, section, seed=seed)
     history: list[dict[str, float]] = []
     measured: dict[str, dict[str, float]] = {}
-    with closing(make_stream(asker, sampler, learner, seed=seed)) as stream:
+    with closing(make_stream(Asker(policy.tokenizer, problems, rollouts, section), sampler, learner, seed)) as stream:
         collector = Collector(policy.tokenizer, learner, score_steps, problems, sampler, stream, section, terms)
         kept: dict[str, Any] = {"learner": learner, "sampler": sampler, "stream": stream}
         if found := latest_checkpoint(checkpoints):
-            history, measured = restore(kept, found[1])
+            restore(kept, found[1])
+            history, measured = found[1]["history"], found[1]["measured"]
             stream.sync(len(history), look=False)
         elif 0 in measure_at:
             measured["0"] = measure()
@@ -115,8 +115,7 @@ def run_rl(
                 trained = update(learner, batch, section, Evidence(checkpoints, policy.tokenizer), step=step, seed=seed)
             with clock("sync"):
                 stream.sync(done, look=done in measure_at or done == section.steps)
-            trained |= learner.adapt(batch.metrics["kl/k1_sequence"], samples=samples)
-            history.append({**batch.metrics, **stream.metrics, **trained})
+            history.append({**batch.metrics, **trained, **learner.adapt(batch.metrics["kl/k1_sequence"])})
             metrics = history[-1] | clock.metrics(tokens=batch.tokens) | {"rollout/restarts": float(rollouts.restarts)}
             if done in measure_at:
                 measured[str(done)] = measure()
@@ -125,25 +124,22 @@ def run_rl(
             if done in measure_at and enough(measured):
                 return summary(history) | {"heldout": measured}
             if done % section.save_every == 0 and done < section.steps:
-                save_checkpoint(checkpoints, done, states(kept) | {"history": history, "measured": measured})
+                state = {name: part.state_dict() for name, part in kept.items()}
+                save_checkpoint(checkpoints, done, state | {"history": history, "measured": measured})
     refuse_other_end(len(history), section.steps)
     return summary(history) | {"heldout": measured}
 
 
-def make_sampler(section: config.Rl, problems: Sequence[Problem], *, seed: int) -> PromptSampler:
+def make_sampler(problems: Sequence[Problem], section: config.Rl, *, seed: int) -> PromptSampler:
+    """Draws the prompts of each step as the section says."""
     rates = [problem.pass_rate for problem in problems]
     return PromptSampler(section.sampling, rates, curriculum_steps=section.curriculum_steps, seed=seed)
 
 
-def states(parts: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: part.state_dict() for name, part in parts.items()}
-
-
-def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Give the parts their saved states; returns the history and what was measured."""
+def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Give each part the state that was saved under its name."""
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    return state["history"], state["measured"]
 
 
 def weights_at(step: int, section: config.Rl) -> dict[str, float]:

@@ -283,7 +283,7 @@ class Ahead:
             self._result(future)
 
 
-def make_stream(asker: Asker, sampler: PromptSampler, learner: Learner, *, seed: int) -> Stream:
+def make_stream(asker: Asker, sampler: PromptSampler, learner: Learner, seed: int) -> Stream:
     """What the section's `asynchrony` asks for; raises ConfigError where several processes would have to agree."""
     kind = asker.section.asynchrony.kind
     if kind == "sync":

@@ -103,7 +103,9 @@ class Collector:
             missing -= len(rounds[-1].samples)
             if missing == 0:
                 break
-        return self._without_old_tokens(join(rounds), step)
+        batch = join(rounds)
+        batch.metrics.update(self.stream.metrics)
+        return self._without_old_tokens(batch, step)
 
     def _read(self, groups: Sequence[Group]) -> list[list[Sample]]:
         """The responses, verified."""

@@ -17,6 +17,7 @@ class Learner:
 
     def __init__(self, policy: Policy, recipe: Recipe, section: config.Rl, *, engine: config.Engine, seed: int) -> None:
         self._recipe = recipe
+        self._samples = section.prompts_per_step * section.group_size
         self.kl_coefficient = recipe.kl_in_loss or recipe.kl_in_reward
         self.reference = frozen_copy(policy.model)
         network = None
@@ -53,12 +54,12 @@ class Learner:
         if self._recipe.reset_optimizer:
             self.trainer.reset_optimizer()
 
-    def adapt(self, kl: float, *, samples: int) -> dict[str, float]:
+    def adapt(self, kl: float) -> dict[str, float]:
         """The coefficient of this step as a metric; the next step's follows the KL (nats per response) of this one."""
         in_force = self.kl_coefficient
         if controller := self._recipe.kl_controller:
             self.kl_coefficient = adapted(
-                in_force, kl, target=controller.target, horizon=controller.horizon, samples=samples
+                in_force, kl, target=controller.target, horizon=controller.horizon, samples=self._samples
             )
         return {"kl/coefficient": in_force} if in_force else {}
 
