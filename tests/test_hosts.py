@@ -107,7 +107,7 @@ def test_two_hosts_train_as_one_process_does(project: Path, two_hosts: tuple[str
     results = {}
     for hosts in (2, 1):
         if hosts == 1:
-            (project / "system.yaml").write_text("threads: 1\n")
+            (project / "system.yaml").write_text("processes: 1\nthreads: 1\n")
         code, _, err = finish(start("tests.hosts_job", project, *(two_hosts if hosts == 2 else ())))
         log = project / ".work/ranks/sft/1.log"
         assert code == 0, err + (log.read_text() if log.is_file() else "")

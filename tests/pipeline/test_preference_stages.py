@@ -46,6 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "heldout"):
         write_jsonl(folder / f"data/curated/{split}.jsonl", PROBLEMS)
     shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "system.yaml").write_text("processes: 1\n", encoding="utf-8")  # stages run inside the tests' process
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         use()
