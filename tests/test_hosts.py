@@ -103,6 +103,7 @@ def curve(project: Path) -> list[list[float]]:
         return [[float(cell) for cell in row] for row in list(csv.reader(lines))[1:]]
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_process_does(project: Path, two_hosts: tuple[str, ...]) -> None:
     results = {}
     for hosts in (2, 1):
