@@ -7,8 +7,7 @@ a sampler that reports success and keeps the old weights (stock vLLM on a CPU do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -24,20 +23,8 @@ _GREEDY = config.Generation(temperature=0.0, max_new_tokens=6)
 _PROMPT_LENGTHS = (3, 9, 17)
 
 
-class Sampler(Protocol):
-    """An engine, or one server of it alone."""
-
-    version: int
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        samples: int,
-        generation: config.Generation,
-        seed: int,
-        stop_ids: Sequence[int] | None = None,
-    ) -> list[Rollout]: ...
+Sample = Callable[..., list[Rollout]]
+"""`generate` of an engine, or of one server of it alone."""
 
 
 def canary_requests(vocab_size: int) -> list[Request]:
@@ -63,15 +50,15 @@ def largest_difference(rollouts: Sequence[Rollout], model: PreTrainedModel, *, t
     return float((sampled_BT - trained_BT).abs().max())
 
 
-def check_canary(engine: Sampler, model: PreTrainedModel, *, tolerance: float) -> float:
-    """The largest difference in nats; raises StageError above `tolerance`."""
+def check_canary(sample: Sample, model: PreTrainedModel, *, version: int, tolerance: float) -> float:
+    """The largest difference in nats; raises StageError above `tolerance`, naming the `version` of the weights."""
     # No token ends a canary: one of a single token would prove little.
     requests = canary_requests(model.config.vocab_size)
-    rollouts = engine.generate(requests, samples=1, generation=_GREEDY, seed=0, stop_ids=())
+    rollouts = sample(requests, samples=1, generation=_GREEDY, seed=0, stop_ids=())
     difference = largest_difference(rollouts, model)
     if not difference <= tolerance:
         raise StageError(
-            f"weight sync to version {engine.version} failed: sampler and trainer differ by {difference:.3g} nats, "
+            f"weight sync to version {version} failed: sampler and trainer differ by {difference:.3g} nats, "
             f"wanted: at most {tolerance:g} (engine.canary_tolerance); "
             "the sampler does not compute with the trainer's weights"
         )

@@ -258,7 +258,7 @@ class TransformersEngine(RolloutEngine):
     def load_weights(self, model: PreTrainedModel, version: int) -> None:
         self._model = model
         self.version = version
-        check_canary(self, model, tolerance=self._tolerance)
+        check_canary(self.generate, model, version=version, tolerance=self._tolerance)
 
     def close(self) -> None:
         del self._model

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,9 +195,14 @@ class VllmEngine:
         check_weights(loads, holds, model, version=version, address=address)
         # Keys and values of the old weights must not serve prompts of the new ones.
         self._reset_prefix_cache(address)
+
+        def sample(requests: Sequence[Request], **how: Any) -> list[Rollout]:
+            """Of this server alone, which is not brought back when it is gone."""
+            ask = self._asker(**how, seconds=SYNC_SECONDS)
+            return [r for i, request in enumerate(requests) for r in ask(address, request, i, version=version)]
+
         try:
-            one = _OneServer(self._asker, address, version)
-            check_canary(one, model, tolerance=self._engine.canary_tolerance)
+            check_canary(sample, model, version=version, tolerance=self._engine.canary_tolerance)
         except Unreachable:
             raise
         except StageError as error:
@@ -325,31 +330,6 @@ class _Ask:
         if [choice["index"] for choice in choices] != list(range(self.common["n"])):
             raise StageError(f"{address}: vLLM sent {len(choices)} samples; wanted: {self.common['n']}")
         return [_read_choice(request, choice, version) for choice in choices] * self.times
-
-
-@dataclass(slots=True)
-class _OneServer:
-    """The sampler that its canary is for: one server alone, which is not brought back when it is gone."""
-
-    asker: Callable[..., _Ask]
-    address: str
-    version: int
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        samples: int,
-        generation: config.Generation,
-        seed: int,
-        stop_ids: Sequence[int] | None = None,
-    ) -> list[Rollout]:
-        ask = self.asker(samples=samples, generation=generation, seed=seed, stop_ids=stop_ids, seconds=SYNC_SECONDS)
-        return [
-            rollout
-            for index, request in enumerate(requests)
-            for rollout in ask(self.address, request, index, version=self.version)
-        ]
 
 
 def _read_choice(request: Request, choice: Mapping[str, Any], version: int) -> Rollout:

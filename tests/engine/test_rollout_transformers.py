@@ -134,7 +134,9 @@ def test_canary_passes_for_the_shared_model_and_sees_changes_in_training() -> No
     assert engine.version == 3
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(1.3)
-    assert check_canary(engine, model, tolerance=1e-4) < 1e-4, "in process the weights are shared"
+    assert check_canary(engine.generate, model, version=engine.version, tolerance=1e-4) < 1e-4, (
+        "in process the weights are shared"
+    )
 
 
 def test_canary_catches_stale_weights() -> None:
@@ -143,7 +145,7 @@ def test_canary_catches_stale_weights() -> None:
         trained.model.layers[1].mlp.up_proj.weight.mul_(1.1)
     engine = engine_of(stale)
     with pytest.raises(StageError, match=r"version 0 failed.*canary_tolerance"):
-        check_canary(engine, trained, tolerance=1e-3)
+        check_canary(engine.generate, trained, version=engine.version, tolerance=1e-3)
 
 
 def test_canary_difference_is_the_largest_over_sampled_tokens() -> None:

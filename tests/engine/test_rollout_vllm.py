@@ -42,7 +42,7 @@ def test_the_server_gets_the_policy_at_once_and_each_sync_after_it(
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(1.2)
     with pytest.raises(StageError, match="does not compute with the trainer's weights"):
-        check_canary(engine, policy.model, tolerance=1e-3)
+        check_canary(engine.generate, policy.model, version=engine.version, tolerance=1e-3)
     stand_in.busy = 2
     resets = stand_in.resets
     engine.load_weights(policy.model, 1)
@@ -89,7 +89,9 @@ def test_stale_weights_are_refused_whichever_server_has_them(
     engine = listed(policy, *servers)
     servers[server].keeps = lambda name: True
     trained(policy)
-    assert check_canary(engine, policy.model, tolerance=1e-3) < 1e-3, "stale, and the canary sings"
+    assert check_canary(engine.generate, policy.model, version=engine.version, tolerance=1e-3) < 1e-3, (
+        "stale, and the canary sings"
+    )
     with pytest.raises(StageError) as refused:
         engine.load_weights(policy.model, 1)
     total = len(list(policy.model.parameters()))

@@ -115,9 +115,9 @@ def test_a_real_server_samples_from_the_weights_it_was_given(engine: VllmEngine,
         assert largest_difference(rollouts, model, temperature=temperature) < 1e-4
     change(model, 1.5)
     with pytest.raises(StageError, match="does not compute with the trainer's weights"):
-        check_canary(engine, model, tolerance=1e-3)
+        check_canary(engine.generate, model, version=engine.version, tolerance=1e-3)
     engine.load_weights(model, 1)
-    assert check_canary(engine, model, tolerance=1e-3) < 1e-4
+    assert check_canary(engine.generate, model, version=engine.version, tolerance=1e-3) < 1e-4
 
 
 def each_parameter_is_told_apart(engine: VllmEngine, model: PreTrainedModel) -> None:
@@ -159,7 +159,7 @@ def test_a_server_killed_while_it_samples_is_brought_back_with_its_weights(
     while_sampling(engine, kill)
     assert not before & pids(engine)
     assert engine.version == 2 and {worker["version"] for worker in held_by(engine)} == {2}
-    assert check_canary(engine, model, tolerance=1e-3) < 1e-4
+    assert check_canary(engine.generate, model, version=engine.version, tolerance=1e-3) < 1e-4
 
 
 def test_a_server_sleeps_and_wakes(engine: VllmEngine, model: PreTrainedModel) -> None:
@@ -172,7 +172,7 @@ def test_a_server_sleeps_and_wakes(engine: VllmEngine, model: PreTrainedModel) -
         engine.load_weights(model, 3)
     finally:
         engine._system = System()
-    assert check_canary(engine, model, tolerance=1e-3) < 1e-4
+    assert check_canary(engine.generate, model, version=engine.version, tolerance=1e-3) < 1e-4
 
 
 @pytest.mark.slow
