@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import select
 import signal
@@ -40,10 +41,38 @@ def guarded(command: Sequence[str], *, environment: Mapping[str, str]) -> subpro
     )
 
 
+@functools.cache
 def end_with_dvc() -> None:
-    """Where DVC runs this process, be asked to stop when it dies: killed alone, it would leave the stage running."""
-    if "DVC_STAGE" in os.environ:
-        die_with_parent(signal.SIGTERM)
+    """Where DVC runs this process, be asked to stop when it dies: killed alone, it would leave the stage running.
+
+    DVC starts a stage by a shell, which may stay in between (dash, zsh) or be replaced by the stage (bash): so DVC is
+    the nearest ancestor that was not itself started for this stage.
+    """
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        own = {f"{name}={os.environ.get(name)}".encode() for name in ("DVC_STAGE", "DVC_ROOT")}
+        dvc = os.getppid()
+        while own <= set(_environment(dvc)):
+            dvc = _parent(dvc)
+        if dvc:
+            threading.Thread(target=_end_with, args=(os.pidfd_open(dvc),), daemon=True).start()
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Variables that a process was started with; none where it has ended or is another user's."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _parent(pid: int) -> int:
+    return next((parent for its, parent, _ in _processes() if its == pid), 0)
+
+
+def _end_with(descriptor: int) -> None:
+    """SIGTERM to this process when the one of a pidfd has ended."""
+    select.select([descriptor], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def die_with_parent(number: int) -> None:

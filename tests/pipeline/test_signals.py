@@ -29,13 +29,13 @@ def running_in(folder: Path) -> list[str]:
     return found
 
 
-def within(chain: Path, stage: str, command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+def within(chain: Path, stage: str, command: tuple[str, ...], **extra: str) -> subprocess.Popen[bytes]:
     """The command, once the stage that it runs is at work."""
     (chain / f"{stage}.wait").touch()
     process = subprocess.Popen(
         command,
         cwd=chain,
-        env=environment(),
+        env=environment(**extra),
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -64,10 +64,15 @@ def test_a_stopped_stage_leaves_nothing_and_runs_again(tmp_path: Path, number: s
     assert (chain / "models/a/text").is_file()
 
 
+SHELLS = [path for path in ("/bin/sh", "/bin/bash") if Path(path).exists()]
+"""Some run the last command in a process of their own, others become it."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_dvc_leaves_nothing_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_stopped_dvc_leaves_nothing_and_goes_on(tmp_path: Path, number: signal.Signals, shell: str) -> None:
     chain = make_chain(tmp_path / "toy")
-    assert stop(within(chain, "b", DVC), number) != 0
+    assert stop(within(chain, "b", DVC, SHELL=shell), number) != 0
     assert wait_for(lambda: not running_in(chain), 10.0), running_in(chain)
     assert not (chain / "models/b").exists()
     (chain / "b.wait").unlink()
