@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.machine import has_bf16
+from posttrain.arguments import no_arguments
 
 WIDTH = 2048
 BYTES = 2**28
@@ -58,4 +59,5 @@ def fastest(work: Callable[[], object], *, seconds: float) -> float:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -42,6 +43,8 @@ class System(BaseModel):
     """MLflow store; None: a sqlite file in the project folder."""
     vllm_servers: list[str] = Field(default_factory=list)
     """Addresses of vLLM servers that already run; empty: one is started for the stage."""
+    vllm_weights: Literal["file", "broadcast"] = "file"
+    """How servers get weights: files that they see too, or a broadcast (NCCL between GPUs), which needs no such."""
     vllm_sleep: bool = False
     """Whether servers give their GPU memory back while the trainer takes a step, so that both can use one GPU."""
     vllm_memory: float | None = Field(default=None, gt=0, le=1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.arguments import no_arguments
 from posttrain.config_align_rl import LearnedRl
 from posttrain.engine.policy import Policy, frozen_copy, load_policy, save_policy
 from posttrain.job import Job, open_job
@@ -154,4 +155,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from posttrain.arguments import no_arguments
 from posttrain.config import ScratchBase
 from posttrain.curation.corpus import write_corpus
 from posttrain.curation.solvers import solvable
@@ -78,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.chat.split import extract_answer
 from posttrain.chat.template import decode_ids, direct_prompt, special_id
 from posttrain.config import Generation
@@ -68,4 +69,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -6,6 +6,7 @@ import copy
 import random
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.chat.template import encode_example, install_template
 from posttrain.curation.conversations import NO_THINK_FLAGS, THINK_FLAGS, no_think_example, think_example
 from posttrain.engine.policy import Policy, count_parameters, load_policy, save_policy
@@ -173,4 +174,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

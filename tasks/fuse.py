@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.chat.template import encode_example
 from posttrain.curation.conversations import NO_THINK_FLAGS, THINK_FLAGS, no_think_example, think_example
 from posttrain.engine.policy import load_policy, save_policy
@@ -104,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

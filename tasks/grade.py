@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.engine.policy import load_policy
 from posttrain.errors import StageError
 from posttrain.evals.figures import pass_rate_histogram
@@ -70,4 +71,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

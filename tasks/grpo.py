@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.engine.policy import load_policy, save_policy
 from posttrain.engine.rollout import make_engine
 from posttrain.job import open_job
@@ -35,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

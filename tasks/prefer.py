@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.config_preference import FileJudge
 from posttrain.engine.policy import Policy, load_policy
 from posttrain.job import Job, open_job
@@ -62,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.evals import across_figures
 from posttrain.evals.across import compare_models, win_matrix
 from posttrain.evals.inputs import load_inputs
@@ -32,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.engine.policy import Policy, load_policy, save_policy
 from posttrain.job import open_job
 from posttrain.loops.pairs import check_pairs
@@ -36,4 +37,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.chat.template import encode_example, install_template
 from posttrain.engine.policy import load_policy, save_policy
 from posttrain.engine.rollout import make_engine
@@ -52,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -1,9 +1,9 @@
 """Sampling by vLLM servers over their own HTTP API: token ids in, token ids and log-probabilities out.
 
-A server is started here on the loopback address, or servers that run elsewhere are used by address (they must see the
-same /dev/shm, and have been started with posttrain.engine.vllm_server). Weights travel as safetensors in memory-backed
-files: a server starts with random ones and gets the policy's at once. After every sync each server proves what it
-holds: its version, the bytes of every parameter, and its own canary.
+A server is started here on the loopback address, or servers that run elsewhere are used by address (started with
+posttrain.engine.vllm_server). It starts with random weights and gets the policy's at once: as safetensors in
+memory-backed files that it must see too, or by a broadcast. After every sync each server proves what it holds: its
+version, the bytes of every parameter, and its own canary.
 
 A server that dies is brought back with the weights that were loaded last, proven again, and asked again what it had
 not answered; with several listed servers the others take over its requests, and it is asked at the next sync whether it
@@ -13,6 +13,7 @@ is there again. Every wait has a deadline. docs/rollouts.md tells it at length.
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import sys
 import tempfile
@@ -25,16 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.canary import check_canary
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
+from posttrain.engine.vllm_broadcast import Channel
 from posttrain.engine.vllm_fleet import Fleet, Member
 from posttrain.engine.vllm_http import Http, Unreachable
 from posttrain.engine.vllm_plugin import WeightSync
-from posttrain.engine.vllm_server import NAME, Server, save_architecture
+from posttrain.engine.vllm_server import NAME, VLLM_DTYPES, Server, save_architecture
 from posttrain.engine.vllm_weights import SavedWeights, check_identity, check_weights
 from posttrain.errors import StageError
 from posttrain.records import Finish, Rollout
@@ -183,14 +186,13 @@ class VllmEngine:
         """Let one server load the saved weights, and prove that it has them; `model` has them too."""
         address, version = member.address, self._saved.version
         if not member.is_known:
-            check_identity(
-                self._call(member, WeightSync.posttrain_identity.__name__),
-                self._policy,
-                precision=self._engine.precision,
-                address=address,
-            )
+            workers = self._call(member, WeightSync.posttrain_identity.__name__)
+            check_identity(workers, self._policy, precision=self._engine.precision, address=address)
+            if self._system.vllm_weights == "broadcast":
+                call = functools.partial(self._call, member)
+                member.channel = Channel(call, address=address, workers=len(workers), device=model.device)
             member.is_known = True
-        loads = self._call(member, WeightSync.posttrain_load_weights.__name__, str(self._saved.folder), version)
+        loads = self._send(member, model)
         holds = self._call(member, WeightSync.posttrain_checksums.__name__)
         check_weights(loads, holds, model, version=version, address=address)
         # Keys and values of the old weights must not serve prompts of the new ones.
@@ -207,6 +209,16 @@ class VllmEngine:
             raise
         except StageError as error:
             raise StageError(f"{address}: it holds the trainer's parameters, byte for byte, yet {error}") from error
+
+    def _send(self, member: Member, model: PreTrainedModel) -> list[dict[str, Any]]:
+        if member.channel is None:
+            return self._call(
+                member, WeightSync.posttrain_load_weights.__name__, str(self._saved.folder), self._saved.version
+            )
+        # In the servers' type: it is what they round to, and half as much to send.
+        dtype = getattr(torch, VLLM_DTYPES[self._engine.precision])
+        tensors = [(name, values.detach().to(dtype)) for name, values in model.named_parameters()]
+        return member.channel.send(tensors, self._saved.version)
 
     def _call(self, member: Member, method: str, *arguments: Any) -> list[dict[str, Any]]:
         """One of WeightSync's methods, on every worker of a server."""

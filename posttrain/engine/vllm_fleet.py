@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from posttrain.engine.vllm_broadcast import Channel
 from posttrain.engine.vllm_http import Unreachable
 from posttrain.engine.vllm_server import Server
 
@@ -30,6 +31,8 @@ class Member:
         """How often it was found dead: a request that failed in an earlier life says nothing about this one."""
         self.is_known = False
         """Whether it was asked, in this life, what it serves."""
+        self.channel: Channel | None = None
+        """Over which it gets weights, in this life, unless by files."""
         self.is_ready = True
         """False while it is being brought back: whoever asked it then would get samples of random weights."""
         self.is_lost = False
@@ -89,6 +92,7 @@ class Fleet:
         """Nobody takes it from now on."""
         with self._changed:
             member.is_ready = member.is_known = False
+            member.channel = None
             member.life += 1
 
     def returns(self, member: Member) -> None:

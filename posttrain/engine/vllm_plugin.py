@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from posttrain.engine.vllm_broadcast import Announced, Backend, Receiver
+
 SWITCH = "POSTTRAIN_VLLM_SYNC"
 """Environment variable that is 1 in the servers of this project, and nowhere else."""
 
@@ -135,8 +137,11 @@ class WeightSync:
     """Methods added to vLLM's workers (--worker-extension-cls), called through POST /collective_rpc."""
 
     model_runner: Any
+    rank: int
+    device: torch.device
     posttrain_version: int | None = None
     """Of the weights loaded last; None: the random ones of the start."""
+    posttrain_receiver: Receiver | None = None
 
     def posttrain_identity(self) -> dict[str, Any]:
         """What is served, as far as it must be what the trainer has."""
@@ -151,8 +156,21 @@ class WeightSync:
 
     def posttrain_load_weights(self, folder: str, version: int) -> dict[str, list[str]]:
         """Load a saved model's safetensors into the running one; names the parameters that got nothing."""
+        return self._posttrain_load(_saved_tensors(Path(folder)), version)
+
+    def posttrain_join(self, host: str, port: int, size: int, backend: Backend) -> None:
+        """Become one of those to whom a trainer sends weights, and no other's."""
+        self.posttrain_receiver = Receiver(host, port, rank=self.rank, size=size, backend=backend, device=self.device)
+
+    def posttrain_receive_weights(self, announced: list[Announced], version: int) -> dict[str, list[str]]:
+        """As posttrain_load_weights, of what the trainer sends now."""
+        if self.posttrain_receiver is None:
+            raise ValueError("weights are sent to a worker that has not joined; wanted: posttrain_join first")
+        return self._posttrain_load(self.posttrain_receiver.tensors(announced), version)
+
+    def _posttrain_load(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> dict[str, list[str]]:
         model = self.model_runner.get_model()
-        loaded = model.load_weights(_saved_tensors(Path(folder)))
+        loaded = model.load_weights(tensors)
         missing = sorted({name for name, _ in model.named_parameters()} - loaded)
         if not missing:
             self.posttrain_version = version

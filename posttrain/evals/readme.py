@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.arguments import no_arguments
 from posttrain.chain import MODELS
 from posttrain.evals.chain_figure import chain_svg
 from posttrain.evals.inputs import Source, read_source
@@ -127,4 +128,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     sys.exit(main())

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posttrain.arguments import no_arguments
 from posttrain.boundary import WORK
 from posttrain.config import ConfigError, load_params
 from posttrain.engine.policy import Policy
@@ -119,4 +120,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.files import rounded
 from posttrain.job import open_job
 from posttrain.records import Problem, read_jsonl
@@ -44,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     main()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.arguments import no_arguments
 from posttrain.evals.inputs import Source, read_source
 from posttrain.evals.readme import with_block
 from posttrain.files import write_atomic
@@ -115,4 +116,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     sys.exit(main())

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.config import ConfigError
 from posttrain.evals.inputs import Source, read_source
 from posttrain.files import write_atomic
@@ -125,4 +126,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     sys.exit(main())

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from posttrain import system
+from posttrain.arguments import no_arguments
 from posttrain.config import ConfigError, load_params
 from posttrain.engine.policy import Policy, load_policy, save_policy
 from posttrain.engine.rollout import make_engine
@@ -69,4 +70,5 @@ def save_whole(policy: Policy, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     sys.exit(main())

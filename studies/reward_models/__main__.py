@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from posttrain.arguments import no_arguments
 from posttrain.boundary import WORK
 from posttrain.config import ConfigError, load_params
 from posttrain.errors import StageError
@@ -60,4 +61,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     sys.exit(main())

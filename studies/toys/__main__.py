@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from posttrain.arguments import no_arguments
 from posttrain.evals.overoptimization import best_of_n_kl
 from posttrain.losses.reduce import AGGREGATES
 from posttrain.rl.advantages import BASELINES, SCALES
@@ -106,5 +107,6 @@ TABLES: Sequence[Callable[[], str]] = (
 )  # fmt: skip
 
 if __name__ == "__main__":
+    no_arguments(__doc__)
     for toy in TABLES:
         print(f"{toy.__doc__}\n\n{toy()}\n")

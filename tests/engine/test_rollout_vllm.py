@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from posttrain.config import Engine, Generation
-from posttrain.engine import rollout_vllm, vllm_server
+from posttrain.engine import rollout_vllm, vllm_broadcast, vllm_server
 from posttrain.engine.canary import check_canary
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
@@ -24,8 +26,9 @@ REQUESTS = [Request("a", (5, 6, 7)), Request("b", (9, 10, 11, 12, 13)), Request(
 SAMPLED = Generation(temperature=1.0, max_new_tokens=8)
 
 
-def listed(policy: Policy, *servers: StandIn) -> VllmEngine:
-    return VllmEngine(policy, engine=ENGINE, system=System(vllm_servers=[f"{one.address}/" for one in servers]))
+def listed(policy: Policy, *servers: StandIn, **more: Any) -> VllmEngine:
+    addresses = [f"{one.address}/" for one in servers]
+    return VllmEngine(policy, engine=ENGINE, system=System(vllm_servers=addresses, **more))
 
 
 @pytest.fixture
@@ -72,6 +75,43 @@ def test_greedy_is_asked_once_per_prompt(stand_in: StandIn, engine: VllmEngine) 
     assert [asked["n"] for asked in stand_in.asked] == [1, 1, 1]
     assert [asked["stop_token_ids"] for asked in stand_in.asked] == [[EOS]] * 3
     assert rollouts[0] == rollouts[1] and len(rollouts) == 6
+
+
+def test_weights_by_broadcast_are_those_of_the_files(stand_ins: Callable[[], StandIn], policy: Policy) -> None:
+    """Two servers, each with a group of its own; the same answers, and no file is read."""
+    by_file, *servers = stand_ins(), stand_ins(), stand_ins()
+    engines = [listed(policy, by_file), listed(policy, *servers, vllm_weights="broadcast")]
+    for version in (1, 2):
+        with torch.no_grad():
+            policy.model.get_input_embeddings().weight.mul_(1.2)
+        answers = []
+        for engine in engines:
+            engine.load_weights(policy.model, version)
+            answers.append(engine.generate(REQUESTS, samples=3, generation=SAMPLED, seed=version))
+        assert answers[0] == answers[1]
+    for server in servers:
+        assert server.calls.count("posttrain_join") == 1 and "posttrain_load_weights" not in server.calls
+        for name, values in server.model.named_parameters():
+            assert torch.equal(values, policy.model.get_parameter(name))
+    servers[1].keeps = lambda name: name == "model.norm.weight"
+    trained(policy)
+    with pytest.raises(StageError, match=rf"{servers[1].address}: .*: model\.norm\.weight$"):
+        engines[1].load_weights(policy.model, 3)
+    for engine in engines:
+        engine.close()
+
+
+def test_a_worker_that_does_not_join_is_the_servers_error(
+    stand_in: StandIn, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(call: str) -> None:
+        if call == "posttrain_join":
+            raise ValueError("no route to the trainer")
+
+    monkeypatch.setattr(vllm_broadcast, "SECONDS", timedelta(seconds=1))
+    stand_in.before = refuse
+    with pytest.raises(StageError, match=r"400: .*no route to the trainer"):
+        listed(policy, stand_in, vllm_weights="broadcast")
 
 
 def trained(policy: Policy) -> None:

@@ -150,11 +150,19 @@ def test_a_server_that_dies_while_it_samples_is_restarted_and_asked_what_is_miss
     engine.close()
 
 
-@pytest.mark.parametrize("call", ["posttrain_load_weights", "posttrain_checksums", "/reset_prefix_cache"])
+@pytest.mark.parametrize(
+    ("call", "transport"),
+    [
+        ("posttrain_load_weights", "file"),
+        ("posttrain_receive_weights", "broadcast"),
+        ("posttrain_checksums", "broadcast"),
+        ("/reset_prefix_cache", "file"),
+    ],
+)
 def test_a_server_that_dies_in_a_sync_is_restarted_with_the_new_weights(
-    call: str, owned: list[StandIn], policy: Policy
+    call: str, transport: str, owned: list[StandIn], policy: Policy
 ) -> None:
-    engine = VllmEngine(policy, engine=ENGINE, system=System())
+    engine = VllmEngine(policy, engine=ENGINE, system=System.model_validate({"vllm_weights": transport}))
     dies_at(owned[0], call, 1)
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.mul_(1.2)

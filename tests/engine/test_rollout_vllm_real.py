@@ -135,6 +135,19 @@ def test_what_a_real_server_holds_is_read_parameter_by_parameter(engine: VllmEng
     each_parameter_is_told_apart(engine, model)
 
 
+def test_a_real_server_takes_weights_by_broadcast(engine: VllmEngine, model: PreTrainedModel) -> None:
+    member = engine._fleet.members[0]
+    engine._system, member.is_known = System(vllm_weights="broadcast"), False
+    try:
+        for version in (7, 8):
+            change(model, 1.01)
+            engine.load_weights(model, version)
+        assert member.channel is not None
+    finally:
+        engine._system, member.channel = System(), None
+    assert check_canary(engine.generate, model, version=8, tolerance=1e-3) < 1e-4
+
+
 def while_sampling(engine: VllmEngine, act: Callable[[VllmEngine], None]) -> None:
     """What is being sampled when the server dies comes all the same, each sample once."""
 

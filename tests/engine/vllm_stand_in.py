@@ -17,6 +17,7 @@ from posttrain.config import Generation
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
 from posttrain.engine.rollout_transformers import TransformersEngine
+from posttrain.engine.vllm_broadcast import Receiver
 from posttrain.engine.vllm_plugin import checksum, tokenizer_fingerprint
 from tests.engine.conftest import micro_model, micro_tokenizer
 
@@ -57,10 +58,11 @@ class StandIn:
         """Which parameters a load that reports success leaves as they are."""
         self.notes_version = True
         self.says_trainers_checksums = False
-        """True: whatever it holds, its checksums are those of the file."""
+        """True: whatever it holds, its checksums are those of what it was sent."""
         self.before: Callable[[str], None] = lambda call: None
         """Called with each entry of `calls`; may raise Gone, or wait."""
         self._file: dict[str, torch.Tensor] = {}
+        self._receiver: Receiver | None = None
         self._one_at_a_time = threading.Lock()
         self._server = Listener(("127.0.0.1", 0), self._handler())
         self.port = self._server.server_address[1]
@@ -71,7 +73,18 @@ class StandIn:
         return self.identity
 
     def posttrain_load_weights(self, folder: str, version: int) -> dict[str, Any]:
-        self._file = load_file(Path(folder) / "model.safetensors")
+        return self._load(load_file(Path(folder) / "model.safetensors"), version)
+
+    def posttrain_join(self, host: str, port: int, size: int, backend: Any) -> None:
+        device = torch.device("cpu")
+        self._receiver = Receiver(host, port, rank=0, size=size, backend=backend, device=device)
+
+    def posttrain_receive_weights(self, announced: list[Any], version: int) -> dict[str, Any]:
+        assert self._receiver is not None
+        return self._load(dict(self._receiver.tensors(announced)), version)
+
+    def _load(self, file: dict[str, torch.Tensor], version: int) -> dict[str, Any]:
+        self._file = file
         new = {name: values for name, values in self._file.items() if not self.keeps(name)}
         self.model.load_state_dict(new, strict=False)
         if self.notes_version:
@@ -139,6 +152,7 @@ class StandIn:
     def die(self) -> None:
         """Nobody listens any more; what is being answered is not."""
         self.before = self._gone
+        self._receiver = None
         self._server.shutdown()
         self._server.server_close()
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,18 +108,34 @@ def test_the_same_params_give_the_same_weights(clone: Path) -> None:
     assert run(clone, "dvc", "status", "-q", "dvc.yaml").returncode == 0
 
 
-@pytest.mark.vllm
-def test_grpo_and_evaluate_sample_with_vllm_when_the_profile_asks_for_it(clone: Path) -> None:
-    """By hand, last of all: the same stages with servers instead of the decode loop, canary after every sync."""
+def sample_with_vllm(clone: Path, *stages: tuple[str, ...], grpo: dict[str, Any], system: str) -> dict[str, Any]:
+    """Stages run by hand with servers in the place of the decode loop; the report of stage grpo."""
     values = yaml.safe_load((clone / "params.yaml").read_text())
     values["engine"] |= {"rollout": "vllm", "canary_tolerance": 0.01}
+    values["grpo"] |= grpo
     (clone / "params.yaml").write_text(yaml.safe_dump(values))
+    (clone / "system.yaml").write_text(f"processes: 1\n{system}")
     before = (clone / "models/grpo/model.safetensors").read_bytes()
-    for command in (("tasks.grpo",), ("tasks.evaluate", "--model", "grpo")):
+    for command in stages:
         done = run(clone, sys.executable, "-m", *command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    report = json.loads((clone / "reports/grpo.json").read_text())
+    report: dict[str, Any] = json.loads((clone / "reports/grpo.json").read_text())
     assert report["steps"] == 3
     assert 0.0 < report["end"]["rollout/mismatch"] < 0.01  # other kernels, the same weights
     assert (clone / "models/grpo/model.safetensors").read_bytes() != before
+    return report
+
+
+@pytest.mark.vllm
+def test_grpo_and_evaluate_sample_with_vllm_when_the_profile_asks_for_it(clone: Path) -> None:
+    """By hand, after all others: the same stages with servers instead of the decode loop, canary after every sync."""
+    sample_with_vllm(clone, ("tasks.grpo",), ("tasks.evaluate", "--model", "grpo"), grpo={}, system="")
     assert json.loads((clone / "reports/evaluate/grpo.json").read_text())["questions"] == 24
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_grpo_samples_ahead_with_vllm_and_weights_by_broadcast(clone: Path) -> None:
+    ahead = {"asynchrony": {"kind": "async", "max_staleness": 1}}
+    report = sample_with_vllm(clone, ("tasks.grpo",), grpo=ahead, system="vllm_weights: broadcast\n")
+    assert report["end"]["rollout/staleness"] == 1.0
