@@ -164,6 +164,7 @@ def while_sampling(engine: VllmEngine, act: Callable[[VllmEngine], None]) -> Non
     assert len({r.response_ids for r in rollouts}) == len(rollouts), "no sample is there twice"
 
 
+@pytest.mark.slow
 def test_a_server_killed_while_it_samples_is_brought_back_with_its_weights(
     engine: VllmEngine, model: PreTrainedModel
 ) -> None:

@@ -12,6 +12,8 @@ import torch
 
 from tests.loops.every_loop import ALONE, LONG, start
 
+pytestmark = pytest.mark.slow
+
 
 def result(folder: Path, name: str) -> Path:
     return folder / f"{name}-0.pt"

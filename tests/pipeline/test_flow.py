@@ -48,6 +48,7 @@ def test_a_killed_flow_leaves_no_process_and_the_next_one_finishes(tmp_path: Pat
     assert ("b",) in names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "words"), [(signal.SIGTERM, 143, "Stopped by SIGTERM"), (signal.SIGINT, 130, "Interrupted")]
 )

@@ -127,6 +127,7 @@ def sample_with_vllm(clone: Path, *stages: tuple[str, ...], grpo: dict[str, Any]
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_grpo_and_evaluate_sample_with_vllm_when_the_profile_asks_for_it(clone: Path) -> None:
     """By hand, after all others: the same stages with servers instead of the decode loop, canary after every sync."""
     sample_with_vllm(clone, ("tasks.grpo",), ("tasks.evaluate", "--model", "grpo"), grpo={}, system="")
