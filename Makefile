@@ -17,7 +17,7 @@ run: setup
 	@$(PY) -m flows.post_train $(ARGS)
 
 test: lint
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup
 	@$(PY) -m pytest -m slow $(ARGS)

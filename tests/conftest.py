@@ -1,8 +1,10 @@
-"""For all tests: this process counts as set up (no re-exec), nothing is tracked, and no hub is asked."""
+"""For all tests: this process counts as set up (no re-exec), nothing is tracked, no hub is asked, cores are shared."""
 
 from __future__ import annotations
 
 import os
+
+import pytest
 
 os.environ.update(
     POSTTRAIN_ENVIRONMENT="1",
@@ -12,3 +14,11 @@ os.environ.update(
     DVC_NO_ANALYTICS="1",
     MLFLOW_DISABLE_TELEMETRY="true",
 )
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that the other process has something to do until its end."""
+    items.sort(key=lambda item: "/smoke/" not in str(item.path))

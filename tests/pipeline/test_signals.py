@@ -11,22 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.test_guard import wait_for
-from tests.pipeline.toy import environment, make_chain, run
+from tests.pipeline.toy import environment, make_chain, run, running_in
 
 DVC = (sys.executable, "-m", "dvc", "repro")
 STAGE = (sys.executable, "stage.py", "a", "-", "models/a")
-
-
-def running_in(folder: Path) -> list[str]:
-    """Command lines of the processes that work in a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if Path(os.readlink(path / "cwd")) == folder and (line := (path / "cmdline").read_bytes()):
-                found.append(line.replace(b"\0", b" ").decode())
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 def within(chain: Path, stage: str, command: tuple[str, ...], **extra: str) -> subprocess.Popen[bytes]:

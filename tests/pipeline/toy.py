@@ -85,3 +85,15 @@ def run(folder: Path, *command: str, **extra: str) -> subprocess.CompletedProces
     return subprocess.run(
         command, cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def running_in(folder: Path) -> list[str]:
+    """Command lines of the processes that work in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(path / "cwd")) == folder and (line := (path / "cmdline").read_bytes()):
+                found.append(line.replace(b"\0", b" ").decode())
+        except OSError:  # it has ended
+            continue
+    return found
