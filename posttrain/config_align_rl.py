@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config_fields import ConfigError, Count, Section
-from posttrain.config_rl import Objective, Schedule, ValueBaseline, refuse_contradictions
+from posttrain.config_rewards import Schedule, refuse_wrong_positives
+from posttrain.config_rl import Objective, ValueBaseline, refuse_contradictions
 
 LEARNED = "learned"
 """The reward term that is the reward model's score."""
@@ -51,6 +52,7 @@ class LearnedRl(Section):
         baseline = self.objective.baseline
         if LEARNED not in self.rewards or self.rewards[LEARNED].weight <= 0:
             raise ConfigError(f"rewards: got {sorted(self.rewards)}, wanted '{LEARNED}' with a weight above 0")
+        refuse_wrong_positives(self.rewards, surrogate=self.objective.surrogate.kind, baseline=baseline.kind)
         if self.stop.signal == "second_proxy" and self.second_reward_model is None:
             raise ConfigError("second_reward_model: got null, wanted a folder, as stop.signal is 'second_proxy'")
         if isinstance(baseline, ValueBaseline) != (self.kind == "ppo"):

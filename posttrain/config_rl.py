@@ -23,17 +23,10 @@ from posttrain.config_fields import (
     Section,
     Word,
 )
+from posttrain.config_rewards import Schedule, refuse_wrong_positives
 
 GROUP_BASELINES = ("group_mean", "leave_one_out")
 """Baselines that compare a sample with the others of its prompt."""
-
-
-class Schedule(Section):
-    """A weight that is 0 before step `start` and rises linearly to its value over `ramp` steps."""
-
-    weight: float
-    start: Annotated[int, Field(ge=0)]
-    ramp: Annotated[int, Field(ge=0)]
 
 
 class SampleBaseline(Section):
@@ -271,6 +264,7 @@ class Rl(Section):
             drop_constant=isinstance(self.objective.groups, DroppedGroups),
         )
         value = self.objective.baseline
+        refuse_wrong_positives(self.rewards, surrogate=self.objective.surrogate.kind, baseline=value.kind)
         if isinstance(value, ValueBaseline) and value.warmup_steps >= self.steps:
             raise ConfigError(
                 f"objective.baseline.warmup_steps: got {value.warmup_steps}, wanted fewer than steps = {self.steps}: "

@@ -28,6 +28,7 @@ NEUTRAL = {
     "posttrain/config_asynchrony.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_fields.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_preference.py": "its values reach DVC as params; it has no defaults",
+    "posttrain/config_rewards.py": "its values reach DVC as params; it has no defaults",
     "posttrain/config_rl.py": "its values reach DVC as params; it has no defaults",
     "posttrain/errors.py": "messages",
     "posttrain/fingerprint.py": "where checkpoints lie",

@@ -113,6 +113,17 @@ def test_choices_that_contradict_each_other_are_refused_with_the_reason(objectiv
     assert said in str(refused.value)
 
 
+def test_learning_from_positive_rewards_alone_needs_wrong_answers_at_zero() -> None:
+    only = {"baseline": "none", "surrogate": "positives_only", **PLAIN}
+    with pytest.raises(
+        ConfigError, match=r"grpo: rewards: got weights for format, language_consistency with .* wanted 0"
+    ):
+        parse(only)
+    nothing = {"weight": 0.0, "start": 0, "ramp": 0}
+    parse(only, rewards={"format": nothing, "language_consistency": nothing})
+    parse(only | {"baseline": "group_mean"})  # then a wrong answer among right ones is below it
+
+
 @pytest.mark.parametrize(
     "objective", [{}, {"baseline": "leave_one_out"}, {"baseline": "none", "scale": "group_std"}, {"credit": PROCESS}]
 )

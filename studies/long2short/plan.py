@@ -26,7 +26,7 @@ from posttrain.config import (
     read_mapping,
 )
 from posttrain.config_fields import NonNegative
-from posttrain.config_rl import Schedule
+from posttrain.config_rewards import Schedule
 
 STUDY = Path("studies/long2short/params.yaml")
 ON_LENGTH = frozenset(("length", "length_difficulty", "overlong"))
