@@ -239,9 +239,12 @@ def in_one_sentence(turn: Turn, kl_D: Sequence[float], *, unit: str) -> str:
         return f"KL {kl:.2f} nats (sqrt {math.sqrt(max(kl, 0.0)):.2f})"
 
     if not turn.turned:
+        what, moral = ("did not turn down", "nothing says to stop earlier")
+        if turn.end.value <= 0:
+            what, moral = ("neither rose nor surely fell", "nothing was gained")
         return (
-            f"Gold did not turn down up to {place(kl_D[-1])}, where it is {turn.end.value:+.2f} "
-            f"[{turn.end.low:+.2f}, {turn.end.high:+.2f}] {unit} from the start: nothing says to stop earlier."
+            f"Gold {what} up to {place(kl_D[-1])}, where it is {turn.end.value:+.2f} "
+            f"[{turn.end.low:+.2f}, {turn.end.high:+.2f}] {unit} from the start: {moral}."
         )
     lost = f"{-turn.fall.value:.2f} [{-turn.fall.high:.2f}, {-turn.fall.low:.2f}] {unit}"
     if turn.index == 0:

@@ -211,6 +211,9 @@ def test_the_sentence_says_where_to_stop():
         "Gold did not turn down up to KL 9.00 nats (sqrt 3.00), where it is +0.20 [+0.10, +0.30] sd from the start: "
         "nothing says to stop earlier."
     )
+    low = Turn(0, Interval(0.0, 0.0, 0.0), Interval(-0.1, -0.3, 0.1), Interval(-0.1, -0.4, 0.2))
+    said = in_one_sentence(low, kl, unit="sd")
+    assert said.startswith("Gold neither rose nor surely fell up to KL 9.00") and said.endswith("nothing was gained.")
     never = Turn(0, Interval(0.0, 0.0, 0.0), down.fall, down.fall)
     assert "highest at the start and had lost 0.30 [0.20, 0.40] sd at KL 9.00 nats" in in_one_sentence(
         never, kl, unit="sd"
