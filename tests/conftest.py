@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -14,6 +15,9 @@ os.environ.update(
     DVC_NO_ANALYTICS="1",
     MLFLOW_DISABLE_TELEMETRY="true",
 )
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts what runs in the background deaf to Ctrl-C, which tests send to the processes that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")

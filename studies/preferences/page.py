@@ -24,7 +24,7 @@ PAGE = Path("docs/preferences.md")
 COMMAND = "python -m studies.preferences.page"
 HEADER = (
     "method", "learning rate", "win rate over fuse, %", "by right / script / length", "accuracy, %",
-    "against fuse, points", "tokens", "KL, nats", "seconds",
+    "against fuse, points", "tokens", "KL, nats",
 )  # fmt: skip
 
 INTRODUCTION = """\
@@ -72,14 +72,14 @@ def results(arms: Mapping[str, Source]) -> str:
         "noise, has it, every answer against every answer of the fused model to the same question, ties half; *by*: "
         "the share of these comparisons that being right, one script, or length decided. *Against fuse*: the paired "
         "difference of the accuracies, question by question. Tokens per answer. KL to fuse per response: over the "
-        "whole vocabulary, on these answers. Seconds are those of the training steps, sampling included. Measured on "
+        "whole vocabulary, on these answers. Measured on "
         f"{' and on '.join(machines)}. One seed: a rank between overlapping intervals says nothing. Written from "
         f"`{REPORTS}/*.json` by `{COMMAND}`."
     )
 
 
 def start_row(arm: Source) -> tuple[str, ...]:
-    return ("fuse", "-", "50.0", "-", shares(arm, "fuse.accuracy"), "-", tokens(arm, "fuse"), "0.00", "-")
+    return ("fuse", "-", "50.0", "-", shares(arm, "fuse.accuracy"), "-", tokens(arm, "fuse"), "0.00")
 
 
 def arm_row(arm: Source) -> tuple[str, ...]:
@@ -93,7 +93,6 @@ def arm_row(arm: Source) -> tuple[str, ...]:
         shares(arm, "difference.accuracy", sign="+"),
         tokens(arm, "end"),
         f"{arm.need('kl'):.2f}",
-        f"{arm.need('seconds'):.0f}",
     )
 
 
