@@ -63,7 +63,7 @@ def draw(report: Mapping[str, Any]) -> Figure:
         grid[0, column].set_title(title, loc="left", fontsize=9, fontweight="bold", color=PALETTE["ink"], pad=4)
     figure.supxlabel("square root of KL to the start, nats", fontsize=9.5, color=PALETTE["muted"])
     figure.supylabel("gain, standard deviations of the start", fontsize=9.5, color=PALETTE["muted"])
-    figure.legend(handles=_handles(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    figure.legend(handles=_handles(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     return figure
 
 
