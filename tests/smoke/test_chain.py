@@ -137,6 +137,6 @@ def test_grpo_and_evaluate_sample_with_vllm_when_the_profile_asks_for_it(clone: 
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_grpo_samples_ahead_with_vllm_and_weights_by_broadcast(clone: Path) -> None:
-    ahead = {"asynchrony": {"kind": "async", "max_staleness": 1}}
+    ahead = {"asynchrony": {"kind": "async", "max_staleness": 1, "partial": "none"}}
     report = sample_with_vllm(clone, ("tasks.grpo",), grpo=ahead, system="vllm_weights: broadcast\n")
     assert report["end"]["rollout/staleness"] == 1.0
