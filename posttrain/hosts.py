@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.config_fields import ConfigError
+from posttrain.machine import own_address
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")
 SIOCGIFADDR = 0x8915
@@ -92,8 +93,7 @@ def interface_towards(address: str) -> str | None:
     import fcntl  # not everywhere, and needed here alone
 
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # sends nothing
-        own = probe.getsockname()[0]
+        own = own_address(address)
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # an interface without an address
                 found = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))

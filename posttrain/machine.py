@@ -41,5 +41,12 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def own_address(towards: str) -> str:
+    """This machine's address on the way to another one; OSError where there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 9))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
 def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

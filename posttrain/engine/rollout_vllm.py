@@ -217,8 +217,7 @@ class VllmEngine:
             )
         # In the servers' type: it is what they round to, and half as much to send.
         dtype = getattr(torch, VLLM_DTYPES[self._engine.precision])
-        tensors = [(name, values.detach().to(dtype)) for name, values in model.named_parameters()]
-        return member.channel.send(tensors, self._saved.version)
+        return member.channel.send(dict(model.named_parameters()), dtype=dtype, version=self._saved.version)
 
     def _call(self, member: Member, method: str, *arguments: Any) -> list[dict[str, Any]]:
         """One of WeightSync's methods, on every worker of a server."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, TCPStore
 
 from posttrain.errors import StageError
+from posttrain.machine import own_address
 
 Backend = Literal["gloo", "nccl"]
 Announced = tuple[str, str, list[int]]
@@ -55,13 +56,13 @@ class Channel:
 
         _at_once(lambda: call("posttrain_join", own, port, workers + 1, backend), join)
 
-    def send(self, tensors: Sequence[tuple[str, Tensor]], version: int) -> Any:
-        """The workers' answers; raises StageError when one does not take what is sent."""
-        announced = [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors]
+    def send(self, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, version: int) -> Any:
+        """The workers' answers to tensors sent as `dtype`; raises StageError when one does not take what is sent."""
+        announced = [(name, str(dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()]
 
         def broadcast() -> None:
-            for _, tensor in tensors:
-                self._group.broadcast(tensor.contiguous(), 0).wait()
+            for tensor in tensors.values():
+                self._group.broadcast(tensor.detach().to(dtype).contiguous(), 0).wait()
 
         return _at_once(lambda: self._call("posttrain_receive_weights", announced, version), broadcast)
 
@@ -79,13 +80,6 @@ class Receiver:
             tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
             self._group.broadcast(tensor, 0).wait()
             yield name, tensor
-
-
-def own_address(towards: str) -> str:
-    """This machine's address on the way to another one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((towards, 9))  # sends nothing
-        return str(probe.getsockname()[0])
 
 
 def _join(store: TCPStore, rank: int, size: int, own: str, backend: Backend) -> ProcessGroup:
