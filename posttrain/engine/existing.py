@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from posttrain.chat.template import SPECIAL_TOKENS, install_template
 from posttrain.config import HubBase, PackageBase, PathBase
@@ -46,7 +46,8 @@ def prepare_chat(policy: Policy) -> Policy:
     install_template(policy.tokenizer)
     policy.model.config.eos_token_id = policy.tokenizer.eos_token_id
     policy.model.config.pad_token_id = policy.tokenizer.pad_token_id
-    policy.model.generation_config = None
+    # None of the sampling defaults that the model came with.
+    policy.model.generation_config = GenerationConfig.from_model_config(policy.model.config)
     return policy
 
 
