@@ -32,6 +32,8 @@ from posttrain.system import System
 
 NEVER = 10**9
 """Steps between checkpoints."""
+ANY = 1e9
+"""Divergence in nats per token that no step reaches."""
 
 
 def sft(work: Work, turns: Turns) -> None:
@@ -125,7 +127,9 @@ def reward_model(work: Work, turns: Turns) -> None:
 
 def grpo_update(work: Work, turns: Turns) -> None:
     """The optimizer step alone, on given responses with their advantages."""
-    policy, section = _policy(work), rl_section(work)
+    policy = _policy(work)
+    # Given responses are nobody's samples: what their log-probabilities differ by says nothing.
+    section = rl_section(work).model_copy(update={"mismatch_budget": ANY})
     learner = Learner(
         policy,
         choose_recipe(section.objective, group_size=section.group_size),

@@ -7,65 +7,10 @@ import pytest
 
 from benchmarks import ours, peer
 from benchmarks.measure import compare
-from benchmarks.settings import CASES, PROOFS, Size, load_settings
-from benchmarks.turns import Stopped
-from benchmarks.world import Work, made_up_tokenizer, make_groups, plain_tokens, profile_params
-from posttrain.engine.policy import Policy, build_micro, save_policy
-from tests.loops.toy import MICRO
+from benchmarks.settings import CASES, PROOFS, load_settings
+from tests.benchmarks.toy_work import STEPS, values_of
 
 SETTINGS = load_settings(Path("benchmarks/params.yaml"))
-STEPS = 2
-
-
-class Journal:
-    """Turns until enough steps are done."""
-
-    def __init__(self) -> None:
-        self.began = False
-        self.values: list[list[float]] = []
-
-    def begin(self) -> None:
-        self.began = True
-
-    def done(self, values, parts=None) -> None:
-        self.values.append(list(values))
-        if len(self.values) == STEPS:
-            raise Stopped
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    tokenizer = made_up_tokenizer(400)
-    ends = {"eos_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
-    target = tmp_path_factory.mktemp("policy")
-    save_policy(Policy(build_micro(MICRO, vocab_size=len(tokenizer), **ends, seed=1), tokenizer), target)
-    return target
-
-
-@pytest.fixture
-def work(folder, tmp_path):
-    size = Size(prompts=4, group=2, prompt_tokens=6, response_tokens=8, spread=0.5, steps=1, peer_batch=(2,))
-    return Work(
-        folder=folder,
-        params=profile_params("tiny"),
-        size=size,
-        groups=make_groups(size, plain_tokens(made_up_tokenizer(400)), seed=3),
-        precision="fp32",
-        peer_batch=2,
-        sequence_length=32,
-        lr=0.001,
-        steps=5,
-        seed=7,
-        scratch=tmp_path,
-    )
-
-
-def values_of(runs, case, work) -> list[list[float]]:
-    journal = Journal()
-    with pytest.raises(Stopped):
-        runs[case](work, journal)
-    assert journal.began
-    return journal.values
 
 
 def both(case, work, monkeypatch):
