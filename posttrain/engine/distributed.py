@@ -35,7 +35,7 @@ def start_processes() -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if backend == "nccl":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(own_device())
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own meeting place
             dist.init_process_group(backend, timeout=_DEADLINE)
         else:
@@ -49,6 +49,13 @@ def start_processes() -> None:
     # On a CPU DeepSpeed would compile an exchange through shared memory first: half a minute, and a compiler needed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def own_device() -> torch.device:
+    """Where this process computes: its GPU where there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _meet(own: int, size: int) -> dist.Store:

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from posttrain.config import MicroModel
-from posttrain.engine.distributed import rank
+from posttrain.engine.distributed import own_device, rank
 from posttrain.errors import ModelError
 
 # Stages show their own progress.
@@ -58,7 +58,10 @@ class Policy:
 
 
 def load_policy(folder: Path, *, precision: Precision, trust_remote_code: bool = False) -> Policy:
-    """Model (in evaluation mode) and tokenizer of a folder; raises ModelError naming what is missing."""
+    """Model (in evaluation mode, on this process's device) and tokenizer of a folder.
+
+    Raises ModelError naming what is missing.
+    """
     for name, pattern in (
         ("config.json", "config.json"),
         ("weights", "*.safetensors"),
@@ -83,7 +86,7 @@ def load_policy(folder: Path, *, precision: Precision, trust_remote_code: bool =
     wrong = [f"{kind.split('_')[0]} {min(map(str, info[kind]))}" for kind in _LOADING_FAULTS if info[kind]]
     if wrong:
         raise ModelError(f"{folder}: weights and config.json disagree: {', '.join(wrong)}")
-    return Policy(model.eval(), tokenizer)
+    return Policy(model.eval().to(own_device()), tokenizer)
 
 
 def _refuse_changed_logits(config: transformers.PretrainedConfig, folder: Path) -> None:
