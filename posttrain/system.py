@@ -43,8 +43,9 @@ class System(BaseModel):
     """MLflow store; None: a sqlite file in the project folder."""
     vllm_servers: list[str] = Field(default_factory=list)
     """Addresses of vLLM servers that already run; empty: one is started for the stage."""
-    vllm_weights: Literal["file", "broadcast"] = "file"
-    """How servers get weights: files that they see too, or a broadcast (NCCL between GPUs), which needs no such."""
+    vllm_weights: Literal["file", "broadcast", "ipc"] = "file"
+    """How servers get weights: files that they see too; a broadcast (NCCL between GPUs), which needs no such; or out of
+    the trainer's own memory, on the GPU that they share with it (CUDA IPC)."""
     vllm_sleep: bool = False
     """Whether servers give their GPU memory back while the trainer takes a step, so that both can use one GPU."""
     vllm_memory: float | None = Field(default=None, gt=0, le=1)

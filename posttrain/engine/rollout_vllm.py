@@ -2,8 +2,8 @@
 
 A server is started here on the loopback address, or servers that run elsewhere are used by address (started with
 posttrain.engine.vllm_server). It starts with random weights and gets the policy's at once: as safetensors in
-memory-backed files that it must see too, or by a broadcast. After every sync each server proves what it holds: its
-version, the bytes of every parameter, and its own canary.
+memory-backed files that it must see too, by a broadcast, or out of the trainer's own memory on the GPU they share.
+After every sync each server proves what it holds: its version, the bytes of every parameter, and its own canary.
 
 A server that dies is brought back with the weights that were loaded last, proven again, and asked again what it had
 not answered; with several listed servers the others take over its requests, and it is asked at the next sync whether it
@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,16 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain import config
+from posttrain.config import ConfigError
 from posttrain.engine.canary import check_canary
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
 from posttrain.engine.vllm_broadcast import Channel
 from posttrain.engine.vllm_fleet import Fleet, Member
-from posttrain.engine.vllm_http import Http, Unreachable
+from posttrain.engine.vllm_http import Call, Http, Unreachable
+from posttrain.engine.vllm_ipc import share
 from posttrain.engine.vllm_plugin import WeightSync
+from posttrain.engine.vllm_round import Round
 from posttrain.engine.vllm_server import NAME, VLLM_DTYPES, Server, save_architecture
 from posttrain.engine.vllm_weights import SavedWeights, check_identity, check_weights
 from posttrain.errors import StageError
@@ -63,6 +66,11 @@ class VllmEngine:
         self.restarts = 0
         self._has_weights = False
         self._policy, self._engine, self._system = policy, engine, system
+        if system.vllm_weights == "ipc" and policy.model.device.type != "cuda":
+            raise ConfigError(
+                f"system.yaml: vllm_weights: got 'ipc' with the policy on a {policy.model.device.type}, "
+                "wanted 'file' or 'broadcast': memory is shared on a GPU only"
+            )
         self._http = Http()
         self._recovering = threading.Lock()
         self._starting = threading.Lock()
@@ -94,30 +102,20 @@ class VllmEngine:
         if not self._has_weights:
             raise StageError("generate: the servers have no weights since pause(); wanted: resume() and load_weights()")
         ask = self._asker(samples=samples, generation=generation, seed=seed, stop_ids=stop_ids)
-
-        def answer(index: int) -> list[Rollout]:
-            # What the server may have to hold at once.
-            tokens = len(requests[index].prompt_ids) + samples * generation.max_new_tokens
-            while True:
-                lease = self._fleet.take(tokens)
-                try:
-                    rollouts = ask(lease.address, requests[index], index, version=self.version)
-                    if lease.is_valid():
-                        return rollouts
-                except Unreachable as error:
-                    self._recover(lease.member, lease.life, error)
-                finally:
-                    self._fleet.give_back(lease)
-
-        futures = [self._pool.submit(answer, index) for index in range(len(requests))]
+        asked = Round(
+            self._fleet,
+            self._pool,
+            ask=lambda address, i, call: ask(address, requests[i], i, version=self.version, call=call),
+            tokens=[len(request.prompt_ids) + samples * generation.max_new_tokens for request in requests],
+            recover=self._recover,
+            say=_say,
+        )
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            failed = [future for future in futures if future.done() and future.exception()]
-            rollouts = [rollout for future in failed or futures for rollout in future.result()]
+            rollouts = asked.run()
             self._check_versions()
             return rollouts
         except BaseException:
-            self._abort(futures)
+            self._abort(asked.futures)
             raise
 
     def load_weights(self, model: PreTrainedModel, version: int) -> None:
@@ -211,13 +209,15 @@ class VllmEngine:
             raise StageError(f"{address}: it holds the trainer's parameters, byte for byte, yet {error}") from error
 
     def _send(self, member: Member, model: PreTrainedModel) -> list[dict[str, Any]]:
-        if member.channel is None:
-            return self._call(
-                member, WeightSync.posttrain_load_weights.__name__, str(self._saved.folder), self._saved.version
-            )
+        version = self._saved.version
         # In the servers' type: it is what they round to, and half as much to send.
         dtype = getattr(torch, VLLM_DTYPES[self._engine.precision])
-        return member.channel.send(dict(model.named_parameters()), dtype=dtype, version=self._saved.version)
+        if member.channel is not None:
+            return member.channel.send(dict(model.named_parameters()), dtype=dtype, version=version)
+        if self._system.vllm_weights == "ipc":
+            rounded = {name: values.detach().to(dtype) for name, values in model.named_parameters()}
+            return self._call(member, WeightSync.posttrain_load_shared_weights.__name__, share(rounded), version)
+        return self._call(member, WeightSync.posttrain_load_weights.__name__, str(self._saved.folder), version)
 
     def _call(self, member: Member, method: str, *arguments: Any) -> list[dict[str, Any]]:
         """One of WeightSync's methods, on every worker of a server."""
@@ -313,7 +313,7 @@ class VllmEngine:
             member.address = member.server.address
         member.server.wait_until_healthy(self._http)
 
-    def _abort(self, futures: Sequence[Future[list[Rollout]]]) -> None:
+    def _abort(self, futures: Sequence[Future[None]]) -> None:
         """End what is in flight: a later call must not find it, nor this process wait for it at its end."""
         for future in futures:
             future.cancel()
@@ -333,10 +333,12 @@ class _Ask:
     """A greedy response is asked for once, and stands for all samples."""
     seconds: float
 
-    def __call__(self, address: str, request: Request, index: int, *, version: int) -> list[Rollout]:
+    def __call__(
+        self, address: str, request: Request, index: int, *, version: int, call: Call | None = None
+    ) -> list[Rollout]:
         number = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
         body = {**self.common, "prompt": list(request.prompt_ids), "seed": number}
-        answer = self.http.post(address, "/v1/completions", body, seconds=self.seconds)
+        answer = self.http.post(address, "/v1/completions", body, seconds=self.seconds, call=call)
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if [choice["index"] for choice in choices] != list(range(self.common["n"])):
             raise StageError(f"{address}: vLLM sent {len(choices)} samples; wanted: {self.common['n']}")

@@ -38,7 +38,7 @@ class Member:
         self.is_lost = False
         """Whether it is gone, and others do its work."""
 
-    def last_words(self, *, lines: int = 40) -> str:
+    def last_words(self, *, lines: int = 80) -> str:
         """What its process said last, each line on its own; nothing of a listed server."""
         return "".join(f"\n{line}" for line in self.server.last_words().split("\n")[-lines:]) if self.server else ""
 
@@ -83,6 +83,15 @@ class Fleet:
             member = min(ready, key=lambda one: one.outstanding)
             member.outstanding += tokens
             return Lease(member, member.address, member.life, tokens)
+
+    def take_idle(self, tokens: int, *, other_than: Member) -> Lease | None:
+        """Another server that has nothing to do, if there is one."""
+        with self._changed:
+            for member in self.alive():
+                if member.is_ready and not member.outstanding and member is not other_than:
+                    member.outstanding += tokens
+                    return Lease(member, member.address, member.life, tokens)
+        return None
 
     def give_back(self, lease: Lease) -> None:
         with self._changed:

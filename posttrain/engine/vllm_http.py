@@ -27,6 +27,38 @@ class Unreachable(StageError):
     """Nobody listens at the address, or the connection ended before the answer."""
 
 
+class Ended(Exception):
+    """A request that was ended because nobody waits for it any more."""
+
+
+class Call:
+    """A request that another thread may end."""
+
+    def __init__(self) -> None:
+        self.is_ended = False
+        self._connection: http.client.HTTPConnection | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if self.is_ended:
+                raise ConnectionAbortedError("it was ended before it began")
+            self._connection = connection
+
+    def end(self) -> None:
+        """Its server stops working on it, and who waits for it gets Ended; nothing happens when it has its answer."""
+        with self._lock:
+            self.is_ended = True
+            if self._connection is not None:
+                _shut(self._connection)
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        with contextlib.suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+
 class Http:
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -34,14 +66,21 @@ class Http:
         self._open: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
 
-    def post(self, address: str, path: str, body: dict[str, Any], *, seconds: float) -> Any:
-        """The JSON answer; raises StageError with the server's own words, Unreachable when it is gone."""
+    def post(self, address: str, path: str, body: dict[str, Any], *, seconds: float, call: Call | None = None) -> Any:
+        """The JSON answer; raises StageError with the server's own words, Unreachable when it is gone.
+
+        `call`: through which another thread may end it; then Ended is raised.
+        """
         url = f"{address}{path}"
         try:
-            status, content = self._exchange(address, "POST", path, json.dumps(body).encode(), seconds=seconds)
+            status, content = self._exchange(
+                address, "POST", path, json.dumps(body).encode(), seconds=seconds, call=call
+            )
         except TimeoutError as error:
             raise StageError(f"{url}: no answer; wanted: an answer within {seconds:.0f} s") from error
         except (OSError, http.client.HTTPException) as error:
+            if call is not None and call.is_ended:
+                raise Ended(url) from error
             raise Unreachable(f"{url}: {error!r}; wanted: an answer within {seconds:.0f} s") from error
         if status < 400:
             return json.loads(content) if content else None
@@ -61,9 +100,7 @@ class Http:
         with self._lock:
             self.stopped.set()
             for connection in self._open:
-                if connection.sock is not None:
-                    with contextlib.suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+                _shut(connection)
 
     def _dies(self, address: str) -> bool:
         end = time.monotonic() + _DEATH_SECONDS
@@ -74,13 +111,15 @@ class Http:
         return False
 
     def _exchange(
-        self, address: str, method: str, path: str, body: bytes | None, *, seconds: float
+        self, address: str, method: str, path: str, body: bytes | None, *, seconds: float, call: Call | None = None
     ) -> tuple[int, bytes]:
         parts = urlsplit(address)
         kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
         connection = kind(parts.netloc, timeout=seconds)
         try:
             connection.connect()
+            if call is not None:
+                call.begin(connection)
             with self._lock:
                 if self.stopped.is_set():
                     raise ConnectionAbortedError("the run ends")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.engine.vllm_broadcast import Announced, Backend, Receiver
+from posttrain.engine.vllm_ipc import Shared, shared_tensors
 
 SWITCH = "POSTTRAIN_VLLM_SYNC"
 """Environment variable that is 1 in the servers of this project, and nowhere else."""
@@ -167,6 +168,13 @@ class WeightSync:
         if self.posttrain_receiver is None:
             raise ValueError("weights are sent to a worker that has not joined; wanted: posttrain_join first")
         return self._posttrain_load(self.posttrain_receiver.tensors(announced), version)
+
+    def posttrain_load_shared_weights(self, shared: list[Shared], version: int) -> dict[str, list[str]]:
+        """As posttrain_load_weights, out of the trainer's own memory of a GPU."""
+        loaded = self._posttrain_load(shared_tensors(shared), version)
+        # The trainer may change that memory as soon as it has the answer.
+        torch.cuda.synchronize()
+        return loaded
 
     def _posttrain_load(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> dict[str, list[str]]:
         model = self.model_runner.get_model()

@@ -35,6 +35,8 @@ NAME = "policy"
 START_SECONDS = 600.0
 """Deadline for a server to answer."""
 VLLM_DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
+_KEPT_LINES, _LAST_LINES = 400, 40
+"""Of a server's output: in memory, and in a message."""
 _CPU_BATCH_TOKENS = 4096
 """Tokens of one forward pass on a CPU, at least."""
 
@@ -91,7 +93,7 @@ class Server:
         self._process = guarded(
             server_command(folder, port=port, precision=precision, system=system), environment=server_environment()
         )
-        self._last_lines: deque[str] = deque(maxlen=40)
+        self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -117,7 +119,11 @@ class Server:
         raise StageError(f"the vLLM server did not answer within {START_SECONDS:.0f} s")
 
     def last_words(self) -> str:
-        return "\n".join(self._last_lines)
+        """The last lines, after those of vLLM's inner process, which dies first and says why."""
+        lines = list(self._last_lines)
+        earlier, last = lines[:-_LAST_LINES], lines[-_LAST_LINES:]
+        inner = [line for line in earlier if "EngineCore" in line][-_LAST_LINES:]
+        return "\n".join([*inner, *last])
 
     def close(self) -> None:
         stop(self._process)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from posttrain.config import Engine, Generation
+from posttrain.config import ConfigError, Engine, Generation
 from posttrain.engine import rollout_vllm, vllm_broadcast, vllm_server
 from posttrain.engine.canary import check_canary
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
 from posttrain.engine.rollout_vllm import VllmEngine
+from posttrain.engine.vllm_ipc import share
 from posttrain.errors import StageError
 from posttrain.system import System
 from tests.engine.conftest import EOS
@@ -112,6 +113,14 @@ def test_a_worker_that_does_not_join_is_the_servers_error(
     stand_in.before = refuse
     with pytest.raises(StageError, match=r"400: .*no route to the trainer"):
         listed(policy, stand_in, vllm_weights="broadcast")
+
+
+def test_memory_is_shared_on_a_gpu_only(stand_in: StandIn, policy: Policy) -> None:
+    with pytest.raises(ConfigError, match=r"vllm_weights: got 'ipc' with the policy on a cpu, wanted 'file' or"):
+        listed(policy, stand_in, vllm_weights="ipc")
+    assert stand_in.calls == []
+    with pytest.raises(ValueError, match="tensors on cpu; wanted: on a GPU"):
+        share({"a": torch.zeros(2)})
 
 
 def trained(policy: Policy) -> None:
