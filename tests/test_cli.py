@@ -75,9 +75,9 @@ def test_the_table_of_models(tmp_path: Path) -> None:
     mode = {"avg": {"value": 0.5, "low": 0.45, "high": 0.555}, "tokens_mean": 61.4, "language_mixing": 0.02}
     report = {"model": "sft", "parameters": 918656, "think": mode, "no_think": mode, "mode_following": 0.98}
     (tmp_path / "sft.json").write_text(json.dumps(report))
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=80)
     console.print(model_table(tmp_path, order=["base", "sft"]))
     assert isinstance(console.file, io.StringIO)
     row = next(line for line in console.file.getvalue().splitlines() if "sft" in line)
-    for cell in ("918,656", "50.0 [45.0, 55.5]", "61", "98.0 %", "2.0 %"):
+    for cell in ("0.92 M", "50.0 [45.0, 55.5]", "61", "98.0", "2.0"):
         assert cell in row
