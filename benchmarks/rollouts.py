@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.__main__ import SETTINGS, WORK
-from benchmarks.machine import cpu_name
+from benchmarks.machine import cpu_name, has_bf16
 from benchmarks.settings import load_settings
 from benchmarks.side import BenchmarkError, run_json
 from benchmarks.worker import Order, make_work
@@ -60,10 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
             except ModelError as error:
                 print(f"{name}: skipped: {error}", flush=True)
                 continue
-            order = Order("ours", str(SETTINGS), name, "generate", str(folder), model.precision, 0, ROUNDS)
+            precision = model.precision if has_bf16() else "fp32"
+            order = Order("ours", str(SETTINGS), name, "generate", str(folder), precision, 0, ROUNDS)
             found = {engine: ask(order, engine, deadline=settings.deadline) for engine in ENGINES}
             size = model.cases["generate"].model_dump(mode="json")
-            keep(name, {"model": name, "precision": model.precision, "size": size, "engines": found})
+            keep(name, {"model": name, "precision": precision, "size": size, "engines": found})
         write_page()
     except (ConfigError, BenchmarkError) as error:
         print(f"benchmarks.rollouts: {error}", file=sys.stderr)
