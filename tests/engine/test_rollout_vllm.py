@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -217,7 +218,7 @@ def test_close_leaves_no_file(stand_in: StandIn, policy: Policy) -> None:
 
 def test_a_server_that_dies_at_start_says_why(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
     def command(folder: Path, *, port: int, precision: str, system: System) -> list[str]:
-        return ["python", "-c", "print('no such option'); raise SystemExit(3)"]
+        return [sys.executable, "-c", "print('no such option'); raise SystemExit(3)"]
 
     monkeypatch.setattr(vllm_server, "server_command", command)
     with pytest.raises(StageError, match=r"code 3:\nno such option"):
