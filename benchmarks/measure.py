@@ -69,7 +69,7 @@ class Bench:
 
     @property
     def precision(self) -> Precision:
-        return self.settings.models[self.model].precision if self.bf16 else "fp32"
+        return self.settings.models[self.model].precision_here(self.bf16)
 
     def size(self, case: Case) -> Size:
         return self.settings.models[self.model].cases[case]

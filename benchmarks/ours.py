@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -32,8 +33,6 @@ from posttrain.system import System
 
 NEVER = 10**9
 """Steps between checkpoints."""
-ANY = 1e9
-"""Divergence in nats per token that no step reaches."""
 
 
 def sft(work: Work, turns: Turns) -> None:
@@ -129,7 +128,7 @@ def grpo_update(work: Work, turns: Turns) -> None:
     """The optimizer step alone, on given responses with their advantages."""
     policy = _policy(work)
     # Given responses are nobody's samples: what their log-probabilities differ by says nothing.
-    section = rl_section(work).model_copy(update={"mismatch_budget": ANY})
+    section = rl_section(work).model_copy(update={"mismatch_budget": math.inf})
     learner = Learner(
         policy,
         choose_recipe(section.objective, group_size=section.group_size),

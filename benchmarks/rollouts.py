@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             except ModelError as error:
                 print(f"{name}: skipped: {error}", flush=True)
                 continue
-            precision = model.precision if has_bf16() else "fp32"
+            precision = model.precision_here(has_bf16())
             order = Order("ours", str(SETTINGS), name, "generate", str(folder), precision, 0, ROUNDS)
             found = {engine: ask(order, engine, deadline=settings.deadline) for engine in ENGINES}
             size = model.cases["generate"].model_dump(mode="json")

@@ -55,6 +55,10 @@ class Model(Section):
     lr: Positive
     cases: dict[Case, Size]
 
+    def precision_here(self, bf16: bool) -> Precision:
+        """`bf16`: whether this machine multiplies in it."""
+        return self.precision if bf16 else "fp32"
+
 
 class Tolerance(Section):
     """Largest relative difference of loss and gradient norm that counts as the same."""

@@ -30,7 +30,6 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.config import ConfigError
 from posttrain.engine.canary import check_canary
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
@@ -67,7 +66,7 @@ class VllmEngine:
         self._has_weights = False
         self._policy, self._engine, self._system = policy, engine, system
         if system.vllm_weights == "ipc" and policy.model.device.type != "cuda":
-            raise ConfigError(
+            raise config.ConfigError(
                 f"system.yaml: vllm_weights: got 'ipc' with the policy on a {policy.model.device.type}, "
                 "wanted 'file' or 'broadcast': memory is shared on a GPU only"
             )

@@ -38,9 +38,10 @@ class Member:
         self.is_lost = False
         """Whether it is gone, and others do its work."""
 
-    def last_words(self, *, lines: int = 80) -> str:
-        """What its process said last, each line on its own; nothing of a listed server."""
-        return "".join(f"\n{line}" for line in self.server.last_words().split("\n")[-lines:]) if self.server else ""
+    def last_words(self, *, lines: int | None = None) -> str:
+        """What its process said last, or the end of it, each line on its own; nothing of a listed server."""
+        words = self.server.last_words().split("\n") if self.server else []
+        return "".join(f"\n{line}" for line in (words if lines is None else words[-lines:]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,20 +76,16 @@ class Round:
     def _answer(self, index: int) -> None:
         """Ask until there is an answer, here or from another."""
         while index not in self._answers:
-            lease = self._fleet.take(self._tokens[index])
-            try:
-                self._try(index, lease)
-            except Unreachable as error:
-                self._recover(lease.member, lease.life, error)
+            self._try(index, self._fleet.take(self._tokens[index]))
 
-    def _answer_too(self, index: int, lease: Lease) -> None:
-        """Ask once more of another server; should that one be gone, the first is still at it."""
+    def _try(self, index: int, lease: Lease) -> None:
+        """Put a request to one server; there may be no answer, because the server is gone or was overtaken."""
         try:
-            self._try(index, lease)
+            self._put(index, lease)
         except Unreachable as error:
             self._recover(lease.member, lease.life, error)
 
-    def _try(self, index: int, lease: Lease) -> None:
+    def _put(self, index: int, lease: Lease) -> None:
         """Put a request to one server, whose place is given back; who was overtaken leaves nothing."""
         call = Call()
         try:
@@ -128,7 +124,9 @@ class Round:
         """The longest waiting of those that lag, each to a server of its own that is idle."""
         begun: set[Future[None]] = set()
         with self._lock:
-            if len(self._seconds) * 2 < len(self._tokens):
+            # Who has not been asked once comes first: while one waits for its turn, no server is idle for long.
+            waiting = len(self._asked) + len(self._answers) < len(self._tokens)
+            if waiting or len(self._seconds) * 2 < len(self._tokens):
                 return begun
             typical, now = median(self._seconds), time.monotonic()
             lagging = [
@@ -144,5 +142,5 @@ class Round:
                 f"a request waits for {member.address} since {age:.1f} s, others took {typical:.1f} s; "
                 f"{lease.address} is asked too"
             )
-            begun.add(self._submit(self._answer_too, index, lease))
+            begun.add(self._submit(self._try, index, lease))
         return begun

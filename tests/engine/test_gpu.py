@@ -1,11 +1,10 @@
 """What only a GPU can show: that the trainer computes there what a CPU computes, and that a server shares the GPU.
 
-Skipped without one. The machine that runs every other test has none.
+Collected where there is one.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,9 +24,6 @@ from posttrain.errors import StageError
 from posttrain.system import System
 from tests.engine.conftest import EOS, MICRO, PAD, micro_model, micro_tokenizer
 from tests.engine.training import batch, largest_gap, loss_fn, plain_steps, trainer_of, weights
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-with_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="no vLLM")
 
 REQUESTS = [Request("a", (5, 6, 7)), Request("b", (9, 10, 11, 12, 13)), Request("c", (20,))]
 SAMPLED = Generation(temperature=1.0, max_new_tokens=20)
@@ -85,7 +81,7 @@ def change(model: PreTrainedModel) -> None:
             parameter.copy_(parameter.roll(1, dims=-1))
 
 
-@with_vllm
+@pytest.mark.vllm
 @pytest.mark.parametrize("transport", ["ipc", "file"])
 def test_a_server_on_the_same_gpu_takes_weights(transport: str, engine: VllmEngine, model: PreTrainedModel) -> None:
     """The engine itself compares the bytes of all parameters, and lets the canary sing."""
@@ -101,7 +97,7 @@ def test_a_server_on_the_same_gpu_takes_weights(transport: str, engine: VllmEngi
         engine._system = SHARED
 
 
-@with_vllm
+@pytest.mark.vllm
 def test_other_weights_than_the_trainers_are_refused(
     engine: VllmEngine, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +112,7 @@ def test_other_weights_than_the_trainers_are_refused(
     engine.load_weights(model, engine.version + 1)
 
 
-@with_vllm
+@pytest.mark.vllm
 def test_a_server_that_sleeps_gives_its_memory_back(engine: VllmEngine, model: PreTrainedModel) -> None:
     """A third of the GPU was its; asleep, most of that is free for the trainer, and awake it samples as before."""
     engine.load_weights(model, engine.version + 1)
