@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.engine.batching import pad
-from posttrain.engine.policy import sequence_logprobs
+from posttrain.engine.packing import pack
+from posttrain.engine.policy import predicted_logprobs
 from posttrain.engine.rollout import Request
 from posttrain.errors import StageError
 from posttrain.records import Rollout
@@ -37,17 +37,11 @@ def canary_requests(vocab_size: int) -> list[Request]:
 
 def largest_difference(rollouts: Sequence[Rollout], model: PreTrainedModel, *, temperature: float = 1.0) -> float:
     """Largest |sampler - trainer| log-probability (nats) over all sampled tokens."""
-    ids_BT, _ = pad([rollout.prompt_ids + rollout.response_ids for rollout in rollouts])
-    sampled_BT = torch.zeros(ids_BT.shape, dtype=torch.float32)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, rollout in enumerate(rollouts):
-        span = slice(len(rollout.prompt_ids), len(rollout.prompt_ids) + len(rollout.response_ids))
-        sampled_BT[row, span] = torch.tensor(rollout.logprobs)
-        mask_BT[row, span] = 1
+    packed = pack([(rollout.prompt_ids, rollout.response_ids) for rollout in rollouts])
+    sampled_M = torch.tensor([value for rollout in rollouts for value in rollout.logprobs])
     with torch.no_grad():
-        device = model.device
-        trained_BT = sequence_logprobs(model, ids_BT.to(device), mask_BT.to(device), temperature=temperature).cpu()
-    return float((sampled_BT - trained_BT).abs().max())
+        trained_M = predicted_logprobs(model, packed.to(model.device), temperature=temperature).cpu()
+    return float((sampled_M - trained_M).abs().max())
 
 
 def check_canary(sample: Sample, model: PreTrainedModel, *, version: int, tolerance: float) -> float:

@@ -4,13 +4,14 @@ A policy folder is a plain Hugging Face folder (config.json, model.safetensors, 
 reads it. Equal weights give equal bytes: no date, no absolute path. Log-probabilities come from the hidden states of
 the wanted positions only, because at small widths the LM head over all positions costs more than the rest.
 
-Shapes: B sequences, T tokens, N wanted tokens, V vocabulary.
+Shapes: M wanted tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,9 @@ from transformers import (
 )
 
 from posttrain.config import MicroModel
+from posttrain.engine.attention import packed_hidden
 from posttrain.engine.distributed import own_device, rank
+from posttrain.engine.packing import Packed
 from posttrain.errors import ModelError
 
 # Stages show their own progress.
@@ -39,11 +42,11 @@ transformers.utils.logging.disable_progress_bar()
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-_LOGIT_ELEMENTS = 2**27
-"""Logits held at once (512 MiB in fp32); beyond it the head is recomputed in the backward pass, chunk by chunk."""
+_LOGIT_ELEMENTS = 2**24
+"""Logits held at once (64 MiB in fp32)."""
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config fields of architectures that alter logits after the LM head, which `wanted_logits` does not do."""
+"""Config fields of architectures that alter logits after the LM head, which `head_logits` does not do."""
 
 _LOADING_FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
@@ -144,83 +147,51 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _head(model: PreTrainedModel, hidden_NC: Tensor) -> Tensor:
-    return model.get_output_embeddings()(hidden_NC).float()
+def predicted_logprobs(model: PreTrainedModel, packed: Packed, *, temperature: float) -> Tensor:
+    """log p(token | what comes before it) in nats at `temperature`, shape (M,), of the wanted tokens."""
+    return predicted_tokens(model, packed, temperature=temperature)[0]
 
 
-def _head_logprobs(model: PreTrainedModel, hidden_NC: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-    logits_NV = _head(model, hidden_NC)
-    if temperature != 1.0:
-        logits_NV = logits_NV / temperature
-    return -nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+def predicted_tokens(model: PreTrainedModel, packed: Packed, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """log p(token) of the wanted tokens and the entropy of the distributions that they come from, without gradient.
 
-
-def wanted_hidden(
-    model: PreTrainedModel,
-    ids_BT: Tensor,
-    wanted_BT: Tensor,
-    *,
-    positions_BT: Tensor | None = None,
-    attention_B1TT: Tensor | None = None,
-) -> Tensor:
-    """Hidden states (N, C) from which the tokens at `wanted_BT` (bool, row-major) are predicted.
-
-    Without `attention_B1TT` attention is plainly causal, which is right for right-padded rows: what comes after a token
-    cannot change it. Packed rows need positions and a block-diagonal mask: see posttrain.engine.batching.
+    Both in nats at `temperature`, shape (M,).
     """
-    if bool(wanted_BT[:, 0].any()):
-        raise ValueError("wanted_BT[:, 0] holds True; wanted: False, because nothing comes before the first token")
-    # The cache must stay off: transformers would build one, and then ignore position ids that start anew.
-    output = model.get_decoder()(
-        input_ids=ids_BT, attention_mask=attention_B1TT, position_ids=positions_BT, use_cache=False
-    )
-    return output.last_hidden_state[:, :-1][wanted_BT[:, 1:]]
+
+    def read(hidden_MC: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs_MV = torch.log_softmax(head_logits(model, hidden_MC, temperature), dim=-1)
+        return logprobs_MV.gather(1, targets_M[:, None])[:, 0], entropy(logprobs_MV)
+
+    logprobs_M, entropy_M = over_vocabulary(model, read, predicting_hidden(model, packed), packed.targets_M)
+    return logprobs_M, entropy_M
 
 
-def wanted_logits(
-    model: PreTrainedModel,
-    ids_BT: Tensor,
-    wanted_BT: Tensor,
-    *,
-    positions_BT: Tensor | None = None,
-    attention_B1TT: Tensor | None = None,
-) -> Tensor:
-    """fp32 logits (N, V) of the distributions of the tokens at `wanted_BT`, before any temperature."""
-    hidden_NC = wanted_hidden(model, ids_BT, wanted_BT, positions_BT=positions_BT, attention_B1TT=attention_B1TT)
-    return _head(model, hidden_NC)
+def predicting_hidden(model: PreTrainedModel, packed: Packed) -> Tensor:
+    """Hidden states (M, C) from which the wanted tokens are predicted."""
+    return packed_hidden(model.get_decoder(), packed)[packed.before_M]
 
 
-def wanted_logprobs(
-    model: PreTrainedModel,
-    ids_BT: Tensor,
-    wanted_BT: Tensor,
-    *,
-    temperature: float,
-    positions_BT: Tensor | None = None,
-    attention_B1TT: Tensor | None = None,
-) -> Tensor:
-    """log p(token) in nats at `temperature`, shape (N,), of the tokens at `wanted_BT` in row-major order."""
-    hidden_NC = wanted_hidden(model, ids_BT, wanted_BT, positions_BT=positions_BT, attention_B1TT=attention_B1TT)
-    targets_N = ids_BT[wanted_BT]
+def head_logits(model: PreTrainedModel, hidden_MC: Tensor, temperature: float = 1.0) -> Tensor:
+    """fp32 logits (M, V), divided by `temperature`."""
+    logits_MV: Tensor = model.get_output_embeddings()(hidden_MC).float()
+    return logits_MV if temperature == 1.0 else logits_MV / temperature
+
+
+def over_vocabulary(
+    model: PreTrainedModel, read: Callable[..., tuple[Tensor, ...]], *states: Tensor
+) -> tuple[Tensor, ...]:
+    """What `read` makes of the states (M, ...), token by token, by way of logits of which few are held at once.
+
+    With more than `_LOGIT_ELEMENTS` the tokens are read part by part, and again in the backward pass.
+    """
     rows = max(1, _LOGIT_ELEMENTS // model.config.vocab_size)
-    if len(targets_N) <= rows or not torch.is_grad_enabled():
-        pairs = zip(hidden_NC.split(rows), targets_N.split(rows), strict=True)
-        return torch.cat([_head_logprobs(model, hidden, targets, temperature) for hidden, targets in pairs])
-    return torch.cat(
-        [
-            checkpoint(_head_logprobs, model, hidden, targets, temperature, use_reentrant=False)
-            for hidden, targets in zip(hidden_NC.split(rows), targets_N.split(rows), strict=True)
-        ]
-    )
+    parts = list(zip(*(some.split(rows) for some in states), strict=True))
+    again = len(parts) > 1 and torch.is_grad_enabled()
+    results = [checkpoint(read, *part, use_reentrant=False) if again else read(*part) for part in parts]
+    return tuple(torch.cat(found) for found in zip(*results, strict=True))
 
 
-def sequence_logprobs(model: PreTrainedModel, ids_BT: Tensor, mask_BT: Tensor, *, temperature: float) -> Tensor:
-    """log p(token t | tokens < t) in nats, shape (B, T); 0 at t = 0 and where `mask_BT` is 0.
-
-    Rows are right-padded. `mask_BT` is 1 on the tokens wanted: all real ones, or only the trained ones, which is
-    cheaper because the LM head then runs on those alone.
-    """
-    wanted_BT = mask_BT.bool().clone()
-    wanted_BT[:, 0] = False
-    logprobs_N = wanted_logprobs(model, ids_BT, wanted_BT, temperature=temperature)
-    return torch.zeros(ids_BT.shape, dtype=torch.float32, device=ids_BT.device).masked_scatter(wanted_BT, logprobs_N)
+def entropy(logprobs_MV: Tensor) -> Tensor:
+    """Entropy (M,) in nats of whole distributions, without gradient: a measure, not a loss."""
+    logprobs_MV = logprobs_MV.detach()
+    return -(logprobs_MV.exp() * logprobs_MV).sum(-1)

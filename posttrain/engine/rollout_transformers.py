@@ -30,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from posttrain import config
+from posttrain.engine.attention import EXTRA_TERMS, attention, refuse_extra_terms
 from posttrain.engine.canary import check_canary
 from posttrain.engine.distributed import share_out
 from posttrain.engine.policy import Policy
@@ -139,10 +140,7 @@ def shared_prompt_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention interface of transformers; for one query token, softmax over shared prompt and own tokens together."""
-    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "sliding_window")):
-        raise ModelError(
-            f"{type(module).__name__}: attention with extra terms; wanted: plain attention, or rollout: vllm"
-        )
+    refuse_extra_terms(module, kwargs, EXTRA_TERMS | {"sliding_window"}, "wanted: plain attention, or rollout: vllm")
     if cache_of_batch.length < 0:
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
     rows, query_heads, _, width = query.shape
@@ -166,15 +164,12 @@ ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, shared_prompt_attention)
 @contextmanager
 def _decoding(model: PreTrainedModel) -> Iterator[None]:
     """The model in evaluation mode, with the attention above, without gradients; as it was afterwards."""
-    implementation, training = model.config._attn_implementation, model.training
-    # Set on the config directly: set_attn_implementation walks and re-checks the whole model, at every call.
-    model.config._attn_implementation_internal = _ATTENTION
+    training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with attention(model.config, _ATTENTION), torch.inference_mode():
             yield
     finally:
-        model.config._attn_implementation_internal = implementation
         model.train(training)
 
 

@@ -3,7 +3,7 @@
 The loss is a divergence over the whole vocabulary at each token of the student's own responses (Qwen3 report, section
 4.5), in both modes of thinking; no verifier is needed. Both at temperature 1.
 
-Shapes: B responses, T tokens, N response tokens, V vocabulary.
+Shapes: M response tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.chat.template import END_OF_TEXT, TURN_END, render_prompt, special_id, with_flag
-from posttrain.engine.batching import micro_batches
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import rank, world_size
-from posttrain.engine.policy import Policy, wanted_logits
+from posttrain.engine.packing import Packed, pack, plan
+from posttrain.engine.policy import Policy, head_logits, over_vocabulary, predicting_hidden
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.engine.trainer import Trainer
 from posttrain.errors import ModelError
@@ -31,13 +31,11 @@ from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.rl import summary
 from posttrain.loops.rl_batch import mean
 from posttrain.loops.rl_step import token_ids
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, response_length, response_mask
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS
 from posttrain.losses.distill import DIVERGENCES
 from posttrain.records import Message, Problem, Rollout
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-TokenBatch = tuple[Tensor, Tensor]
-"""ids_BT, and mask_BT: True on response tokens."""
 
 
 def run_distill(
@@ -76,7 +74,8 @@ def run_distill(
             responses = [token_ids(rollout) for rollout in sampled]
             tokens = sum(len(response) for _, response in responses)
             own = responses[rank() :: world_size()]
-            parts = make_token_batches(own, tokens=micro_batch_tokens, device=trainer.model.device)
+            groups = plan([[response] for response in own], tokens=micro_batch_tokens)
+            parts = [pack([own[i] for i in group]).to(trainer.model.device) for group in groups]
             stats = trainer.step(parts, make_distill_loss(teacher.model, divergence, tokens=tokens))
         with clock("sync"):
             rollouts.load_weights(trainer.model, step + 1)
@@ -132,27 +131,21 @@ def write(
     )
 
 
-def make_token_batches(responses: Sequence[Response], *, tokens: int, device: torch.device) -> list[TokenBatch]:
-    """Micro-batches of like lengths, each of at most `tokens` padded tokens."""
-    batches = []
-    for group in micro_batches([response_length(response) for response in responses], tokens=tokens):
-        ids_BT, mask_BT = response_mask([responses[i] for i in group])
-        batches.append((ids_BT.to(device), mask_BT.to(device)))
-    return batches
-
-
 def make_distill_loss(
     teacher: PreTrainedModel, divergence: Divergence, *, tokens: int
-) -> Callable[[nn.Module, TokenBatch], tuple[Tensor, dict[str, Tensor]]]:
+) -> Callable[[nn.Module, Packed], tuple[Tensor, dict[str, Tensor]]]:
     """Divergence per response token, as an additive part of the mean over the batch's `tokens`."""
 
-    def loss_fn(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        ids_BT, mask_BT = batch
+    def loss_fn(model: nn.Module, packed: Packed) -> tuple[Tensor, dict[str, Tensor]]:
+        def read(student_MC: Tensor, teacher_MC: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                teacher_MV = head_logits(teacher, teacher_MC)
+            student_MV = head_logits(model, student_MC)
+            return divergence(student_MV, teacher_MV), student_MV.detach().argmax(-1) == teacher_MV.argmax(-1)
+
         with torch.no_grad():
-            teacher_NV = wanted_logits(teacher, ids_BT, mask_BT)
-        student_NV = wanted_logits(model, ids_BT, mask_BT)
-        loss = divergence(student_NV, teacher_NV).sum() / tokens
-        agreed = (student_NV.detach().argmax(-1) == teacher_NV.argmax(-1)).sum() / tokens
-        return loss, {"train/agreement": agreed}
+            teacher_MC = predicting_hidden(teacher, packed)
+        divergence_M, agreed_M = over_vocabulary(model, read, predicting_hidden(model, packed), teacher_MC)
+        return divergence_M.sum() / tokens, {"train/agreement": agreed_M.sum() / tokens}
 
     return loss_fn

@@ -3,7 +3,7 @@
 Less noise than the log-ratio of the sampled token alone, and never negative. With responses that the policy sampled,
 the mean over them estimates KL(policy || reference) in nats per response.
 
-Shapes: B responses, T tokens (prompt and response), N response tokens, V vocabulary.
+Shapes: B responses, M response tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from posttrain.engine.batching import micro_batches
-from posttrain.engine.policy import wanted_logits
-from posttrain.loops.scoring import Response, response_length, response_mask
+from posttrain.engine.packing import Packed, Response
+from posttrain.engine.policy import entropy, head_logits, over_vocabulary, predicting_hidden
+from posttrain.loops.scoring import per_response
 from posttrain.losses.distill import reverse_kl
-from posttrain.losses.policy import entropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,16 @@ def divergences(
     micro_batch_tokens: int,
 ) -> list[Divergence]:
     """In the order of `responses`; both models on one device."""
-    found = [Divergence(0.0, 0.0)] * len(responses)
-    for indices in micro_batches([response_length(response) for response in responses], tokens=micro_batch_tokens):
-        ids_BT, mask_BT = (part.to(policy.device) for part in response_mask([responses[i] for i in indices]))
-        with torch.no_grad():
-            policy_NV = wanted_logits(policy, ids_BT, mask_BT) / temperature
-            reference_NV = wanted_logits(reference, ids_BT, mask_BT) / temperature
-        sizes = mask_BT.sum(1).tolist()
-        kl_B = reverse_kl(policy_NV, reference_NV).split(sizes)
-        entropy_B = entropy(torch.log_softmax(policy_NV, dim=-1)).split(sizes)
-        for index, kl_T, entropy_T in zip(indices, kl_B, entropy_B, strict=True):
-            found[index] = Divergence(float(kl_T.sum()), float(entropy_T.sum()))
-    return found
+
+    def read(packed: Packed) -> list[Divergence]:
+        hidden = [predicting_hidden(model, packed) for model in (policy, reference)]
+        kl_M, entropy_M = over_vocabulary(policy, compare, *hidden)
+        summed = ([float(part.sum()) for part in packed.split(values_M)] for values_M in (kl_M, entropy_M))
+        return [Divergence(*both) for both in zip(*summed, strict=True)]
+
+    def compare(policy_MC: Tensor, reference_MC: Tensor) -> tuple[Tensor, Tensor]:
+        policy_MV = head_logits(policy, policy_MC, temperature)
+        reference_MV = head_logits(reference, reference_MC, temperature)
+        return reverse_kl(policy_MV, reference_MV), entropy(torch.log_softmax(policy_MV, dim=-1))
+
+    return per_response(responses, read, micro_batch_tokens=micro_batch_tokens, device=policy.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerFast
 
 from posttrain.chat.template import TURN_END, encode_text, render_prompt
-from posttrain.loops.scoring import Response
+from posttrain.engine.packing import Response
 from posttrain.records import Message, Pair
 
 

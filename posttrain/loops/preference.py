@@ -3,7 +3,7 @@
 The reference is the policy at the start; its log-probabilities are computed once and kept. Watch those of the chosen
 responses: they may fall while the margin grows, which a weight on their likelihood prevents.
 
-Shapes: B pairs, T tokens.
+Shapes: B pairs, T response tokens at most.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from posttrain import config, config_align
 from posttrain.config_align_rl import LearnedRl
 from posttrain.config_fields import ConfigError
-from posttrain.engine.batching import micro_batches
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import gather_objects, rank, world_size
-from posttrain.engine.policy import Policy, sequence_logprobs
+from posttrain.engine.packing import Packed, Response, pack, plan
+from posttrain.engine.policy import Policy, predicted_logprobs
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
 from posttrain.loops.ending import refuse_other_end
@@ -31,7 +31,7 @@ from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.pairs import check_pairs
 from posttrain.loops.preference_methods import METHODS, Method, PairTerms
 from posttrain.loops.reference import reference_sums
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length, response_mask, score
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, epoch_batches, response_length, score
 from posttrain.losses.preference import kto_baseline
 from posttrain.records import Pair
 
@@ -57,9 +57,8 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    ids_BT: Tensor
-    """2B rows: the chosen responses, then the rejected ones."""
-    mask_BT: Tensor
+    responses: Packed
+    """Of each pair the chosen one, then the rejected one."""
     reference_chosen_B: Tensor
     reference_rejected_B: Tensor
 
@@ -207,17 +206,15 @@ def batch_baseline(model: PreTrainedModel, pairs: Sequence[Scored], *, kind: str
 
 
 def make_pair_batches(pairs: Sequence[Scored], *, tokens: int, device: torch.device) -> list[PairBatch]:
-    """Micro-batches of like lengths, each of at most `tokens` padded tokens."""
-    lengths = [2 * max(response_length(pair.chosen), response_length(pair.rejected)) for pair in pairs]
-    return [collate_pairs([pairs[i] for i in group], device) for group in micro_batches(lengths, tokens=tokens)]
+    """Micro-batches, each of at most `tokens` tokens; a prompt counts once for both its responses."""
+    groups = plan([(pair.chosen, pair.rejected) for pair in pairs], tokens=tokens)
+    return [collate_pairs([pairs[i] for i in group], device) for group in groups]
 
 
 def collate_pairs(pairs: Sequence[Scored], device: torch.device) -> PairBatch:
     """Tensors of a micro-batch."""
-    ids_BT, mask_BT = response_mask([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
     return PairBatch(
-        ids_BT.to(device),
-        mask_BT.to(device),
+        pack([response for pair in pairs for response in (pair.chosen, pair.rejected)]).to(device),
         torch.tensor([pair.reference_chosen for pair in pairs], device=device),
         torch.tensor([pair.reference_rejected for pair in pairs], device=device),
     )
@@ -232,8 +229,8 @@ def make_preference_loss(
     chosen_tokens = sum(len(pair.chosen[1]) for pair in pairs)
 
     def loss_fn(model: nn.Module, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs_BT = sequence_logprobs(model, batch.ids_BT, batch.mask_BT, temperature=1.0)
-        chosen_B, rejected_B = logprobs_BT.sum(1).chunk(2)
+        logprobs_BT = batch.responses.spread(predicted_logprobs(model, batch.responses, temperature=1.0))
+        chosen_B, rejected_B = logprobs_BT.sum(1).view(-1, 2).unbind(1)
         terms = pair_terms(batch, chosen_B, rejected_B, baseline, method)
         margin_B = terms.margin_B
         loss = method.loss(terms, numbers).sum() / count
@@ -257,7 +254,7 @@ def pair_terms(batch: PairBatch, chosen_B: Tensor, rejected_B: Tensor, baseline:
     if not method.reference:
         values[2:] = [torch.zeros_like(value) for value in values[2:]]
     if method.per_token:
-        lengths_B = batch.mask_BT.sum(1).chunk(2)
+        lengths_B = batch.responses.mask_BT.sum(1).view(-1, 2).unbind(1)
         values = [value / length_B for value, length_B in zip(values, lengths_B * 2, strict=True)]
     policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B = values
     return PairTerms(policy_chosen_B, policy_rejected_B, reference_chosen_B, reference_rejected_B, baseline)

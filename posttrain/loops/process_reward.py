@@ -6,7 +6,7 @@ one label, read at other tokens. Beside it stands the default world's exact chec
 Left out: checkpoints; training takes less time than its labels.
 
 Sources: Lightman et al., arXiv 2305.20050; Wang et al., arXiv 2312.08935, eq. 1.
-Shapes: B responses, T tokens, C width, N steps.
+Shape: N steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from posttrain import config
-from posttrain.engine.batching import micro_batches, pad
 from posttrain.engine.distributed import rank, world_size
+from posttrain.engine.packing import Packed, Response, pack, plan
 from posttrain.engine.policy import Policy
 from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
+from posttrain.loops.reward_scores import head_at
 from posttrain.loops.sample import Sample
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, epoch_batches, response_length
 from posttrain.rewards.steps import checked_steps, split_steps
 from posttrain.rl.process import StepReward
 
@@ -45,10 +46,8 @@ class LabelledResponse:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    ids_BT: Tensor
-    rows_N: Tensor
-    columns_N: Tensor
-    """Row and position of each step's last token."""
+    responses: Packed
+    """Whose wanted tokens are the last ones of the steps."""
     labels_N: Tensor
 
 
@@ -80,29 +79,22 @@ def run_process_reward(
 
 
 def make_step_batches(examples: Sequence[LabelledResponse], *, tokens: int, device: torch.device) -> list[StepBatch]:
-    """Micro-batches of like lengths, each of at most `tokens` padded tokens."""
-    lengths = [response_length(example.response) for example in examples]
-    return [_step_batch([examples[i] for i in group], device) for group in micro_batches(lengths, tokens=tokens)]
+    """Micro-batches, each of at most `tokens` tokens."""
+    groups = plan([[example.response] for example in examples], tokens=tokens)
+    return [_step_batch([examples[i] for i in group], device) for group in groups]
 
 
 def _step_batch(examples: Sequence[LabelledResponse], device: torch.device) -> StepBatch:
-    ids_BT, _ = pad([prompt + response for prompt, response in (example.response for example in examples)])
-    places = [
-        (row, len(example.response[0]) + end, label)
-        for row, example in enumerate(examples)
-        for end, label in zip(example.ends, example.labels, strict=True)
-    ]
-    rows, columns, labels = zip(*places, strict=True)
-    labels_N = torch.tensor(labels, dtype=torch.float32)
-    return StepBatch(*(part.to(device) for part in (ids_BT, torch.tensor(rows), torch.tensor(columns), labels_N)))
+    """`ends` must ascend."""
+    ends = [[t in example.ends for t in range(len(example.response[1]))] for example in examples]
+    labels_N = torch.tensor([label for example in examples for label in example.labels], dtype=torch.float32)
+    packed = pack([example.response for example in examples], wanted=ends)
+    return StepBatch(packed.to(device), labels_N.to(device))
 
 
 def step_logits(model: nn.Module, batch: StepBatch) -> Tensor:
     """Log-odds (N,) in fp32 that a response is right, as seen from the end of each step."""
-    body, head = model.get_submodule(str(model.base_model_prefix)), model.get_submodule("score")
-    hidden_BTC = body(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    logits_N: Tensor = head(hidden_BTC[batch.rows_N, batch.columns_N]).float()[:, 0]
-    return logits_N
+    return head_at(model, batch.responses, batch.responses.wanted_M)
 
 
 def make_step_loss(count: int) -> Callable[[nn.Module, StepBatch], tuple[Tensor, dict[str, Tensor]]]:
@@ -124,8 +116,7 @@ def step_probabilities(
 ) -> list[list[float]]:
     """The model's probability at every step, in the order of `examples`; labels are not looked at."""
     values: list[list[float]] = [[] for _ in examples]
-    lengths = [response_length(example.response) for example in examples]
-    for group in micro_batches(lengths, tokens=micro_batch_tokens):
+    for group in plan([[example.response] for example in examples], tokens=micro_batch_tokens):
         chosen = [examples[i] for i in group]
         with torch.no_grad():
             found = step_logits(model, _step_batch(chosen, model.device)).sigmoid().tolist()

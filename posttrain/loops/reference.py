@@ -17,8 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from posttrain.engine.distributed import from_first_rank, rank
+from posttrain.engine.packing import Response
 from posttrain.files import write_atomic
-from posttrain.loops.scoring import Response, shared_score
+from posttrain.loops.scoring import shared_score
 
 Sums = dict[str, list[float]]
 """Name -> log-probability of each response (nats, summed over its tokens)."""

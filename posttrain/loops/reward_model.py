@@ -3,7 +3,7 @@
 Saved, it is an ordinary sequence classifier with one label. What it learns is a difference: the level is fixed by
 centering alone. How good it is stands in posttrain.evals.pair_quality.
 
-Shapes: B pairs, T tokens, C width.
+Shape: B pairs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.engine.batching import micro_batches
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import rank, world_size
+from posttrain.engine.packing import Packed, Response, pack, plan
 from posttrain.engine.policy import Policy
 from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.engine.trainer import Trainer
@@ -28,8 +28,8 @@ from posttrain.evals.pair_quality import Compared, pair_quality
 from posttrain.loops.clock import Clock
 from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.pair_inputs import pair_ids
-from posttrain.loops.reward_scores import ScoreBatch, make_score_batch, scores
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, epoch_batches, response_length
+from posttrain.loops.reward_scores import score_responses, scores
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, epoch_batches, response_length
 from posttrain.losses.preference import bradley_terry
 from posttrain.records import Pair
 
@@ -42,8 +42,8 @@ Responses = tuple[Response, Response]
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
-    responses: ScoreBatch
-    """2B rows: the chosen ones, then the rejected ones."""
+    responses: Packed
+    """Of each pair the chosen one, then the rejected one."""
     margin_B: Tensor
     """By how much each chosen response has to be ahead, in reward."""
 
@@ -97,23 +97,14 @@ def required_margin(pair: Pair, *, scale: float) -> float:
 def make_reward_batches(
     pairs: Sequence[tuple[Responses, float]], *, tokens: int, device: torch.device
 ) -> list[RewardBatch]:
-    """Micro-batches of like lengths, each of at most `tokens` padded tokens; pairs come with their required margin."""
+    """Micro-batches, each of at most `tokens` tokens; pairs come with their required margin."""
     return [
         RewardBatch(
-            _score_batch([pairs[i][0] for i in group], device),
+            pack([response for i in group for response in pairs[i][0]]).to(device),
             torch.tensor([pairs[i][1] for i in group], device=device),
         )
-        for group in micro_batches([_padded(pair) for pair, _ in pairs], tokens=tokens)
+        for group in plan([pair for pair, _ in pairs], tokens=tokens)
     ]
-
-
-def _padded(pair: Responses) -> int:
-    return 2 * max(response_length(response) for response in pair)
-
-
-def _score_batch(pairs: Sequence[Responses], device: torch.device) -> ScoreBatch:
-    """2B rows: the chosen responses, then the rejected ones."""
-    return make_score_batch([pair[side] for side in (0, 1) for pair in pairs], device)
 
 
 def make_reward_loss(
@@ -122,7 +113,7 @@ def make_reward_loss(
     """Loss and metrics of a micro-batch, as additive parts of those of a batch of `count` pairs."""
 
     def loss_fn(model: nn.Module, batch: RewardBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen_B, rejected_B = scores(model, batch.responses).chunk(2)
+        chosen_B, rejected_B = scores(model, batch.responses).view(-1, 2).unbind(1)
         loss_B = bradley_terry(chosen_B, rejected_B, batch.margin_B, centering=centering)
         return loss_B.sum() / count, {
             "reward/margin": (chosen_B - rejected_B).sum() / count,
@@ -135,14 +126,9 @@ def make_reward_loss(
 
 def margins(model: PreTrainedModel, pairs: Sequence[Responses], *, micro_batch_tokens: int) -> list[float]:
     """Reward of chosen minus rejected, in the order of `pairs`."""
-    values = [0.0] * len(pairs)
-    for group in micro_batches([_padded(pair) for pair in pairs], tokens=micro_batch_tokens):
-        batch = _score_batch([pairs[i] for i in group], model.device)
-        with torch.no_grad():
-            chosen_B, rejected_B = scores(model, batch).chunk(2)
-        for index, margin in zip(group, (chosen_B - rejected_B).tolist(), strict=True):
-            values[index] = margin
-    return values
+    responses = [response for pair in pairs for response in pair]
+    rewards = score_responses(model, responses, micro_batch_tokens=micro_batch_tokens)
+    return [chosen - rejected for chosen, rejected in zip(rewards[::2], rewards[1::2], strict=True)]
 
 
 def compare(

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import config
-from posttrain.engine.batching import Example
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import RolloutEngine
 from posttrain.errors import StageError
 from posttrain.loops.sample import Sample, sample_problems
 from posttrain.loops.select import distinct, is_right
-from posttrain.loops.sft import run_sft
+from posttrain.loops.sft import Example, run_sft
 from posttrain.records import Problem
 
 

@@ -3,7 +3,7 @@
 The loss of a micro-batch is an additive part of the step's: every denominator is counted over the whole minibatch
 before the first forward pass.
 
-Shapes: B responses, T tokens (prompt and response, right-padded), N response tokens, V vocabulary.
+Shapes: B responses, T trained tokens at most, M of all.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from posttrain.engine.batching import micro_batches
-from posttrain.engine.policy import wanted_logits
+from posttrain.engine.packing import Packed, Response, pack, plan
+from posttrain.engine.policy import predicted_tokens
 from posttrain.engine.trainer import Check, StepStats
 from posttrain.errors import MismatchError
 from posttrain.loops.recipe import Recipe
-from posttrain.loops.scoring import Response, response_length, response_mask
 from posttrain.losses.kl import k3
-from posttrain.losses.policy import LOG_RATIO_LIMIT, entropy
+from posttrain.losses.policy import LOG_RATIO_LIMIT
 from posttrain.losses.reduce import Denominators
 from posttrain.records import Rollout
 
@@ -54,9 +53,8 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    ids_BT: Tensor
-    mask_BT: Tensor
-    """bool; True on the response tokens that are trained."""
+    packed: Packed
+    """Whose wanted tokens are those that the loss sees."""
     advantages_BT: Tensor
     sampled_BT: Tensor
     """Log-probabilities that the sampler reported."""
@@ -83,23 +81,19 @@ def token_ids(rollout: Rollout) -> Response:
 def collate(trajectories: Sequence[Trajectory], device: torch.device) -> MicroBatch:
     """Tensors of a micro-batch. What some trajectories have beside their advantages, all of them must have."""
     rollouts = [trajectory.rollout for trajectory in trajectories]
-    ids_BT, response_BT = response_mask([token_ids(rollout) for rollout in rollouts])
-    mask_BT = response_BT
-    if any(trajectory.fresh is not None for trajectory in trajectories):
-        fresh = [t.fresh or [True] * len(t.rollout.response_ids) for t in trajectories]
-        mask_BT = response_BT.masked_scatter(response_BT, torch.tensor([seen for row in fresh for seen in row]))
+    seen = [t.fresh or [True] * len(t.rollout.response_ids) for t in trajectories]
+    packed = pack([token_ids(rollout) for rollout in rollouts], wanted=seen)
+    seen_L = torch.tensor([token for row in seen for token in row])
 
     def spread(rows: Sequence[Tensor]) -> Tensor:
-        all_BT = torch.zeros(ids_BT.shape).masked_scatter(response_BT, torch.cat(list(rows)).float())
-        return (all_BT * mask_BT).to(device)
+        return packed.spread(torch.cat(list(rows)).float()[seen_L]).to(device)
 
     def if_given(rows: Sequence[Tensor | None]) -> Tensor | None:
         given = [row for row in rows if row is not None]
         return spread(given) if given else None
 
     return MicroBatch(
-        ids_BT.to(device),
-        mask_BT.to(device),
+        packed.to(device),
         spread([trajectory.advantages for trajectory in trajectories]),
         spread([torch.tensor(rollout.logprobs) for rollout in rollouts]),
         if_given([trajectory.old for trajectory in trajectories]),
@@ -110,10 +104,8 @@ def collate(trajectories: Sequence[Trajectory], device: torch.device) -> MicroBa
 
 
 def make_micro_batches(trajectories: Sequence[Trajectory], *, tokens: int, device: torch.device) -> list[MicroBatch]:
-    """Micro-batches of like lengths, each of at most `tokens` padded tokens."""
-    groups = micro_batches(
-        [response_length(token_ids(trajectory.rollout)) for trajectory in trajectories], tokens=tokens
-    )
+    """Micro-batches, each of at most `tokens` tokens; a prompt counts once for all its responses in one."""
+    groups = plan([[token_ids(trajectory.rollout)] for trajectory in trajectories], tokens=tokens)
     return [collate([trajectories[i] for i in group], device) for group in groups]
 
 
@@ -123,11 +115,8 @@ def make_loss(
     """The loss of a micro-batch and its metrics, both as additive parts of those of the optimizer step."""
 
     def loss_fn(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits_NV = wanted_logits(model, batch.ids_BT, batch.mask_BT)
-        logprobs_NV = torch.log_softmax(logits_NV if temperature == 1.0 else logits_NV / temperature, dim=-1)
-        policy_N = logprobs_NV.gather(1, batch.ids_BT[batch.mask_BT][:, None])[:, 0]
-        mask_BT = batch.mask_BT.float()
-        policy_BT = torch.zeros_like(mask_BT).masked_scatter(batch.mask_BT, policy_N)
+        policy_M, entropy_M = predicted_tokens(model, batch.packed, temperature=temperature)
+        policy_BT, mask_BT = batch.packed.spread(policy_M), batch.packed.mask_BT.float()
         # On-policy the current log-probabilities are the old ones, and the ratio is exactly 1.
         old_BT = policy_BT.detach() if batch.old_BT is None else batch.old_BT
         loss_BT, clipped_BT = recipe.surrogate(recipe, policy_BT, old_BT, mask_BT, batch.advantages_BT)
@@ -135,7 +124,7 @@ def make_loss(
         if recipe.kl_in_loss and batch.reference_BT is not None:
             loss_BT = loss_BT + recipe.kl_in_loss * recipe.kl(policy_BT, batch.reference_BT, old_BT)
         return recipe.aggregate(loss_BT, mask_BT, counts.loss), {
-            "train/entropy": entropy(logprobs_NV).sum() / counts.trained_tokens,
+            "train/entropy": entropy_M.sum() / counts.trained_tokens,
             **clip_metrics(recipe, policy_BT.detach(), old_BT, mask_BT, clipped_BT, counts),
             **mismatch_metrics(old_BT, batch.sampled_BT, mask_BT, counts),
         }

@@ -2,7 +2,7 @@
 
 The value of a token is read where the token is predicted, before it is known.
 
-Shapes: B responses, T tokens (prompt and response, right-padded), N response tokens, C width.
+Shapes: B responses, T response tokens at most, M of all, C width.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.config_rl import ValueBaseline
-from posttrain.engine.batching import micro_batches
+from posttrain.engine.packing import Packed, Response
 from posttrain.engine.policy import Policy, Precision
 from posttrain.engine.scalar_head import load_reward_model, with_scalar_head
 from posttrain.engine.trainer import StepStats
+from posttrain.loops.reward_scores import head_at
 from posttrain.loops.rl_step import Counts, MicroBatch, mean
-from posttrain.loops.scoring import Response, response_length, response_mask
+from posttrain.loops.scoring import per_response
 from posttrain.losses.reduce import token_mean
 from posttrain.losses.value import clipped_value_loss
 
@@ -36,24 +36,18 @@ def start_value_network(policy: Policy, start: ValueBaseline, *, precision: Prec
     return model.requires_grad_(True).to(policy.model.device)
 
 
-def values_at(model: nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Values (N,) in fp32 of the tokens at `mask_BT` (bool), row-major, from what comes before each."""
-    body, head = model.get_submodule(str(model.base_model_prefix)), model.get_submodule("score")
-    hidden_BTC = body(input_ids=ids_BT, use_cache=False).last_hidden_state
-    values_N: Tensor = head(hidden_BTC[:, :-1][mask_BT[:, 1:]]).float()[:, 0]
-    return values_N
+def values_of(model: nn.Module, packed: Packed) -> Tensor:
+    """Values (M,) in fp32 of the wanted tokens, from what comes before each."""
+    return head_at(model, packed, packed.before_M)
 
 
 def predict_values(model: PreTrainedModel, responses: Sequence[Response], *, micro_batch_tokens: int) -> list[Tensor]:
     """Values (on the CPU) of each response's tokens, without gradient."""
-    values: list[Tensor] = [torch.empty(0)] * len(responses)
-    for indices in micro_batches([response_length(response) for response in responses], tokens=micro_batch_tokens):
-        ids_BT, mask_BT = response_mask([responses[i] for i in indices])
-        with torch.no_grad():
-            values_N = values_at(model, ids_BT.to(model.device), mask_BT.to(model.device)).cpu()
-        for index, row in zip(indices, values_N.split(mask_BT.sum(1).tolist()), strict=True):
-            values[index] = row
-    return values
+
+    def read(packed: Packed) -> Sequence[Tensor]:
+        return packed.split(values_of(model, packed).cpu())
+
+    return per_response(responses, read, micro_batch_tokens=micro_batch_tokens, device=model.device)
 
 
 def make_value_loss(
@@ -63,9 +57,8 @@ def make_value_loss(
 
     def loss_fn(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.values_BT is not None and batch.returns_BT is not None
-        mask_BT = batch.mask_BT.float()
-        values_N = values_at(model, batch.ids_BT, batch.mask_BT)
-        value_BT = torch.zeros_like(mask_BT).masked_scatter(batch.mask_BT, values_N)
+        mask_BT = batch.packed.mask_BT.float()
+        value_BT = batch.packed.spread(values_of(model, batch.packed))
         loss_BT = clipped_value_loss(value_BT, batch.values_BT, batch.returns_BT, clip=clip)
         clipped_BT = ((value_BT - batch.values_BT).detach().abs() > clip).float()
         return token_mean(loss_BT, mask_BT, counts.loss), {

@@ -1,26 +1,23 @@
-"""Log-probabilities of given responses under a given model, and batches over epochs.
-
-Shapes: B responses, T tokens (prompt and response, right-padded).
-"""
+"""Log-probabilities of given responses under a given model, and batches over epochs."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from posttrain.engine.batching import micro_batches, pad
 from posttrain.engine.distributed import share_out
-from posttrain.engine.policy import sequence_logprobs
+from posttrain.engine.packing import Packed, Response, pack, plan
+from posttrain.engine.policy import predicted_logprobs
 
 MICRO_BATCH_TOKENS = 16384
-"""Padded tokens per forward pass where params.yaml has no such number: memory, and no effect beyond rounding."""
+"""Tokens per forward pass where params.yaml has no such number: memory, and no effect beyond rounding."""
 
-Response = tuple[tuple[int, ...], tuple[int, ...]]
-"""Token ids of a prompt and of a response to it."""
+Result = TypeVar("Result")
 
 
 def response_length(response: Response) -> int:
@@ -28,27 +25,31 @@ def response_length(response: Response) -> int:
     return len(response[0]) + len(response[1])
 
 
-def response_mask(responses: Sequence[Response]) -> tuple[Tensor, Tensor]:
-    """(ids_BT, mask_BT): padded tokens, and True on those of the responses."""
-    ids_BT, real_BT = pad([prompt_ids + response_ids for prompt_ids, response_ids in responses])
-    starts_B1 = torch.tensor([[len(prompt_ids)] for prompt_ids, _ in responses])
-    return ids_BT, real_BT.bool() & (torch.arange(ids_BT.shape[1]) >= starts_B1)
-
-
 def score(
     model: PreTrainedModel, responses: Sequence[Response], *, micro_batch_tokens: int, temperature: float
 ) -> list[Tensor]:
     """Log-probabilities (nats, on the CPU) of each response's tokens under `model`, without gradient."""
-    scores: list[Tensor] = [torch.empty(0)] * len(responses)
-    for indices in micro_batches([response_length(response) for response in responses], tokens=micro_batch_tokens):
-        ids_BT, mask_BT = response_mask([responses[i] for i in indices])
+
+    def read(packed: Packed) -> Sequence[Tensor]:
+        return packed.split(predicted_logprobs(model, packed, temperature=temperature).cpu())
+
+    return per_response(responses, read, micro_batch_tokens=micro_batch_tokens, device=model.device)
+
+
+def per_response(
+    responses: Sequence[Response],
+    read: Callable[[Packed], Sequence[Result]],
+    *,
+    micro_batch_tokens: int,
+    device: torch.device,
+) -> list[Result]:
+    """What `read` finds for each response, in their order; micro-batch by micro-batch, without gradient."""
+    found: dict[int, Result] = {}
+    for indices in plan([[response] for response in responses], tokens=micro_batch_tokens):
         with torch.no_grad():
-            logprobs_BT = sequence_logprobs(
-                model, ids_BT.to(model.device), mask_BT.to(model.device), temperature=temperature
-            ).cpu()
-        for row, index in enumerate(indices):
-            scores[index] = logprobs_BT[row][mask_BT[row]]
-    return scores
+            results = read(pack([responses[i] for i in indices]).to(device))
+        found |= zip(indices, results, strict=True)
+    return [found[i] for i in range(len(responses))]
 
 
 def shared_score(

@@ -1,6 +1,6 @@
 """Next-token training on masked examples: cold start, mode fusion, off-policy distillation, and pre-training.
 
-Examples are shuffled anew each epoch, taken in that order until a step has its tokens, and packed into rows in which
+Examples are shuffled anew each epoch, taken in that order until a step has its tokens, and packed into one row in which
 none sees its neighbours. The loss is the mean over the trained tokens of the step. Nothing but the checkpoint's step
 number is needed to resume: the order follows from the seed.
 """
@@ -14,18 +14,21 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from posttrain import config
-from posttrain.engine.batching import Example, PackedRows, collate, pack
 from posttrain.engine.checkpoint import latest_checkpoint, save_checkpoint
 from posttrain.engine.distributed import rank, world_size
-from posttrain.engine.policy import Policy, wanted_logprobs
+from posttrain.engine.packing import Packed, Response, pack, plan
+from posttrain.engine.policy import Policy, predicted_logprobs
 from posttrain.engine.trainer import LossFn, Trainer
 from posttrain.loops.clock import Clock
 from posttrain.loops.ending import refuse_other_end
 from posttrain.losses.sft import sft_loss
 from posttrain.records import DataError
 
+Example = tuple[Sequence[int], Sequence[int]]
+"""Token ids, and a mask of equal length: 1 = trained."""
+
 MICRO_BATCH_TOKENS = 8192
-"""Packed tokens per forward pass: memory, and no effect on the result beyond rounding."""
+"""Tokens per forward pass: memory, and no effect on the result beyond rounding."""
 EDGE = 10
 """Steps over which the first and the last loss are averaged."""
 
@@ -60,8 +63,7 @@ def run_sft(
     for step in range(trainer.steps_done, len(plan)):
         clock = Clock()
         chosen = [kept[index] for index in plan[step]]
-        parts = packed_parts(chosen, sequence_length=sequence_length, pad_id=policy.tokenizer.pad_token_id)
-        # The first token of an example is predicted by nothing.
+        parts = packed_parts(chosen)
         trained = sum(sum(mask[1:]) for _, mask in chosen)
         stats = trainer.step([part.to(trainer.model.device) for part in parts], make_loss(tokens=trained))
         losses.append(stats.loss)
@@ -102,26 +104,21 @@ def plan_steps(lengths: Sequence[int], *, epochs: float, batch_tokens: int, seed
     return plan
 
 
-def packed_parts(examples: Sequence[Example], *, sequence_length: int, pad_id: int) -> list[PackedRows]:
-    """This rank's share of the step's examples, as micro-batches of packed rows."""
-    rows = [[examples[i] for i in row] for row in pack([len(ids) for ids, _ in examples], length=sequence_length)]
-    own = rows[rank() :: world_size()]
-    size = max(1, MICRO_BATCH_TOKENS // sequence_length)
-    return [collate(own[start : start + size], pad_id=pad_id) for start in range(0, len(own), size)]
+def packed_parts(examples: Sequence[Example]) -> list[Packed]:
+    """This rank's share of the step's examples, as micro-batches."""
+    # Longest first, so that the ranks' shares are alike.
+    own = sorted(examples, key=lambda example: -len(example[0]))[rank() :: world_size()]
+    responses: list[Response] = [((), tuple(ids)) for ids, _ in own]
+    # The first token of an example is predicted by nothing.
+    trained = [[0, *mask[1:]] for _, mask in own]
+    groups = plan([[response] for response in responses], tokens=MICRO_BATCH_TOKENS)
+    return [pack([responses[i] for i in group], wanted=[trained[i] for i in group]) for group in groups]
 
 
-def make_loss(*, tokens: int) -> LossFn[PackedRows]:
+def make_loss(*, tokens: int) -> LossFn[Packed]:
     """The loss of a micro-batch in a step with `tokens` trained tokens."""
 
-    def loss_fn(model: nn.Module, rows: PackedRows) -> tuple[Tensor, dict[str, Tensor]]:
-        policy_N = wanted_logprobs(
-            model,
-            rows.ids_BT,
-            rows.trained_BT,
-            temperature=1.0,
-            positions_BT=rows.positions_BT,
-            attention_B1TT=rows.attention_B1TT,
-        )
-        return sft_loss(policy_N, tokens=tokens), {}
+    def loss_fn(model: nn.Module, packed: Packed) -> tuple[Tensor, dict[str, Tensor]]:
+        return sft_loss(predicted_logprobs(model, packed, temperature=1.0), tokens=tokens), {}
 
     return loss_fn

@@ -155,9 +155,3 @@ CORRECTIONS: Mapping[str, Correction] = {
     "masked": masked,
     "sequence_mask": sequence_mask,
 }
-
-
-def entropy(logprobs_NV: Tensor) -> Tensor:
-    """Entropy (N,) in nats of whole distributions (N tokens, V vocabulary), without gradient: a measure, not a loss."""
-    logprobs_NV = logprobs_NV.detach()
-    return -(logprobs_NV.exp() * logprobs_NV).sum(-1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from posttrain.chat.template import decode_ids
 from posttrain.config import Generation
+from posttrain.engine.packing import Response
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.evals.calibration import Forecast, split_half
@@ -26,7 +27,7 @@ from posttrain.evals.confidence_sources import (
     true_replies,
 )
 from posttrain.evals.forms import ChatForm, Form, PlainForm
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, Response, score
+from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score
 from posttrain.loops.verification import verify
 from posttrain.records import Problem, Rollout
 from studies.calibration.settings import Settings

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from posttrain.engine import policy as policy_module
-from posttrain.engine.batching import pad
+from posttrain.engine.packing import Response, pack
 from posttrain.engine.policy import (
     Policy,
     build_micro,
     count_parameters,
     load_policy,
+    predicted_tokens,
     save_policy,
-    sequence_logprobs,
-    wanted_logits,
 )
 from posttrain.errors import ModelError
 from tests.engine.conftest import EOS, MICRO, PAD, VOCAB, llama_model, micro_model, micro_tokenizer
@@ -99,46 +99,39 @@ def test_tied_parameters_count_once() -> None:
 
 @pytest.mark.parametrize("model", [micro_model(), llama_model()], ids=["qwen3", "llama"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_equal_a_row_by_row_log_softmax(model: torch.nn.Module, temperature: float) -> None:
-    sequences = [[3, 4, 5, 6, 7, 8, 2], [9, 10, 11], [12, 13, 14, 15, 2]]
-    ids_BT, mask_BT = pad(sequences, pad_id=PAD)
+def test_logprobs_and_entropies_equal_a_row_by_row_log_softmax(model: PreTrainedModel, temperature: float) -> None:
+    sequences: list[Response] = [((3, 4), (5, 6, 7, 8, 2)), ((9,), (10, 11)), ((12, 13, 14), (15, 2))]
+    packed = pack(sequences)
     with torch.no_grad():
-        logprobs_BT = sequence_logprobs(model, ids_BT, mask_BT, temperature=temperature)
-        for row, ids in enumerate(sequences):
-            logits_TV = model(input_ids=torch.tensor([ids])).logits[0] / temperature
-            wanted = torch.log_softmax(logits_TV, -1)[range(len(ids) - 1), ids[1:]]
-            torch.testing.assert_close(logprobs_BT[row, 1 : len(ids)], wanted, atol=1e-5, rtol=0)
-            assert logprobs_BT[row, 0] == 0
-            assert not logprobs_BT[row, len(ids) :].any()
+        logprobs, entropies = map(packed.split, predicted_tokens(model, packed, temperature=temperature))
+        for row, (prompt, own) in enumerate(sequences):
+            logits_TV = model(input_ids=torch.tensor([[*prompt, *own]])).logits[0, len(prompt) - 1 : -1] / temperature
+            distributions = torch.distributions.Categorical(logits=logits_TV)
+            torch.testing.assert_close(logprobs[row], distributions.log_prob(torch.tensor(own)), atol=1e-5, rtol=0)
+            torch.testing.assert_close(entropies[row], distributions.entropy(), atol=1e-5, rtol=0)
 
 
-def test_a_narrower_mask_gives_the_same_values_where_it_is_one() -> None:
-    model = micro_model()
-    ids_BT, mask_BT = pad([[3, 4, 5, 6, 7], [8, 9, 10, 11]])
-    narrow_BT = mask_BT.clone()
-    narrow_BT[:, :3] = 0
-    with torch.no_grad():
-        wide = sequence_logprobs(model, ids_BT, mask_BT, temperature=1.0)
-        torch.testing.assert_close(sequence_logprobs(model, ids_BT, narrow_BT, temperature=1.0), wide * narrow_BT)
-
-
-def test_chunked_head_gives_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids_BT, mask_BT = pad([[3, 4, 5, 6, 7], [8, 9, 10, 11]])
+def test_logits_held_in_parts_give_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack([((3, 4), (5, 6, 7)), ((8,), (9, 10, 11))])
     results = []
-    for elements in (policy_module._LOGIT_ELEMENTS, 3 * VOCAB):
+    for elements in (policy_module._LOGIT_ELEMENTS, 2 * VOCAB):
         monkeypatch.setattr(policy_module, "_LOGIT_ELEMENTS", elements)
         model = micro_model()
-        logprobs_BT = sequence_logprobs(model, ids_BT, mask_BT, temperature=0.9)
-        logprobs_BT.sum().backward()
-        results.append((logprobs_BT.detach(), model.get_input_embeddings().weight.grad))
-    torch.testing.assert_close(results[0][0], results[1][0])
-    torch.testing.assert_close(results[0][1], results[1][1])
+        logprobs_M, entropy_M = predicted_tokens(model, packed, temperature=0.9)
+        logprobs_M.sum().backward()
+        results.append((logprobs_M.detach(), entropy_M, model.get_input_embeddings().weight.grad))
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(whole, parts)
 
 
-def test_wanted_logits_refuse_the_first_position() -> None:
-    ids_BT, mask_BT = pad([[3, 4, 5]])
-    with pytest.raises(ValueError, match="first token"):
-        wanted_logits(micro_model(), ids_BT, mask_BT.bool())
+def test_never_more_logits_than_allowed_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_module, "_LOGIT_ELEMENTS", 2 * VOCAB)
+    model, seen = micro_model(), []
+    model.get_output_embeddings().register_forward_hook(lambda module, given, logits: seen.append(len(logits)))
+    logprobs_M, _ = predicted_tokens(model, pack([((3, 4), (5, 6, 7, 8, 9))]), temperature=1.0)
+    logprobs_M.sum().backward()
+    # Five tokens, two at a time, and once more for the gradient.
+    assert sorted(seen) == [1, 1, 2, 2, 2, 2]
 
 
 def test_the_tokenizer_of_the_fixture_knows_its_special_tokens() -> None:

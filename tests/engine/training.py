@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain.config import Engine, Optimizer
-from posttrain.engine.batching import pad
-from posttrain.engine.policy import sequence_logprobs
 from posttrain.engine.trainer import Trainer
+from tests.plain import pad, sequence_logprobs
 
 Item = tuple[Tensor, Tensor, float]
 """ids_BT, mask_BT, tokens of the whole batch."""

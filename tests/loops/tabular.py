@@ -33,6 +33,7 @@ class Table(nn.Module):
     def __init__(self, logits_VA: Tensor) -> None:
         super().__init__()
         self.logits_VA = nn.Parameter(logits_VA.clone())
+        self.config = SimpleNamespace(num_hidden_layers=0, vocab_size=logits_VA.shape[1], _attn_implementation="sdpa")
 
     def get_decoder(self) -> Table:
         return self

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from posttrain.config_align import Align
+from posttrain.engine.packing import pack
 from posttrain.loops.preference import PairBatch, pair_terms
 from posttrain.loops.preference_methods import METHODS
 from tasks.align import METHODS as TRAINED_BY
 from tests.loops.test_preference import NUMBERS, section
 
-MASK = torch.tensor([[0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], [0] + [1] * 10]).bool()
-BATCH = PairBatch(MASK.long(), MASK, torch.tensor([-11.0]), torch.tensor([-11.5]))
+RESPONSES = pack([((1,), (2,) * 5), ((1,), (3,) * 10)])
+BATCH = PairBatch(RESPONSES, torch.tensor([-11.0]), torch.tensor([-11.5]))
 
 
 def loss_of(kind, *, chosen=-10.0, rejected=-12.0, baseline=0.0, **numbers):
@@ -69,7 +70,7 @@ def test_per_token_a_long_response_weighs_no_more(kind):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_who_looks_at_the_reference(kind):
-    other = PairBatch(MASK.long(), MASK, torch.tensor([-9.0]), torch.tensor([-13.0]))
+    other = PairBatch(RESPONSES, torch.tensor([-9.0]), torch.tensor([-13.0]))
     sums = torch.tensor([-10.0]), torch.tensor([-12.0])
     losses = [
         METHODS[kind].loss(pair_terms(b, *sums, torch.tensor(0.0), METHODS[kind]), section(kind).method).item()

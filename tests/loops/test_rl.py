@@ -145,7 +145,9 @@ def test_every_published_method_learns(tmp_path, name, monkeypatch):
 
 def test_dynamic_sampling_fills_the_batch(tmp_path):
     mixed = [*PROBLEMS[:2], *(Problem(f"i{i}", p.prompt, "9", "exact", "toy", "toy") for i, p in enumerate(PROBLEMS))]
-    section = rl_section("dapo", steps=1, prompts_per_step=3)
+    # Lengths alone would teach something, too.
+    rewards = {"accuracy": {"weight": 1.0, "start": 0, "ramp": 0}}
+    section = rl_section("dapo", steps=1, prompts_per_step=3, rewards=rewards)
     _, _, journal = train(tmp_path, section, problems=mixed)
     metrics = journal.rows[0][1]
     assert metrics["rollout/rounds"] > 1

@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-from posttrain.engine.policy import sequence_logprobs
 from posttrain.engine.trainer import StepStats
 from posttrain.loops.recipe import choose_recipe
 from posttrain.loops.rl_step import (
@@ -22,6 +21,7 @@ from posttrain.losses.policy import CORRECTIONS
 from posttrain.losses.reduce import AGGREGATES, Denominators
 from posttrain.records import Rollout
 from tests.loops.toy import rl_section, start_policy
+from tests.plain import sequence_logprobs
 
 POLICY = start_policy()
 COUNTS = Counts(Denominators(sequences=8, tokens=100, max_tokens=24), trained_tokens=21)

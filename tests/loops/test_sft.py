@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from posttrain.config import Engine, Optimizer
-from posttrain.engine.batching import Example, pad
-from posttrain.engine.policy import Policy, sequence_logprobs
+from posttrain.engine.policy import Policy
 from posttrain.loops import sft
-from posttrain.loops.sft import make_loss, packed_parts, plan_steps, run_sft
+from posttrain.loops.sft import Example, make_loss, packed_parts, plan_steps, run_sft
 from posttrain.losses.sft import sft_loss
 from posttrain.records import DataError
 from tests.engine.conftest import micro_model, micro_tokenizer
+from tests.plain import pad, sequence_logprobs
 
 ENGINE = Engine(
     precision="fp32", zero_stage=0, rollout="transformers", rollout_batch=8, canary_tolerance=1e-3
@@ -65,7 +65,7 @@ def test_loss_is_the_mean_over_the_trained_tokens_of_the_batch() -> None:
     assert sum(float(sft_loss(part, tokens=3)) for part in parts) == pytest.approx(1.0)
 
 
-def test_packed_loss_is_that_of_the_examples_one_by_one() -> None:
+def test_packed_loss_is_that_of_the_examples_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model = micro_model()
     chosen = examples(12)
     trained = sum(sum(mask) for _, mask in chosen)
@@ -74,9 +74,9 @@ def test_packed_loss_is_that_of_the_examples_one_by_one() -> None:
         for ids, mask in chosen:
             ids_BT, _ = pad([ids])
             wanted -= float(sequence_logprobs(model, ids_BT, torch.tensor([mask]), temperature=1.0).sum()) / trained
-        for length in (11, 16, 64):
-            parts = packed_parts(chosen, sequence_length=length, pad_id=0)
-            loss = sum(float(make_loss(tokens=trained)(model, part)[0]) for part in parts)
+        for tokens in (11, 40, 4096):
+            monkeypatch.setattr(sft, "MICRO_BATCH_TOKENS", tokens)
+            loss = sum(float(make_loss(tokens=trained)(model, part)[0]) for part in packed_parts(chosen))
             assert loss == pytest.approx(wanted, rel=1e-5)
 
 

@@ -9,11 +9,11 @@ import yaml
 
 from posttrain import config, config_rl
 from posttrain.chat.template import encode_example
-from posttrain.engine.batching import pad
-from posttrain.engine.policy import Policy, build_micro, sequence_logprobs
+from posttrain.engine.policy import Policy, build_micro
 from posttrain.engine.rollout_transformers import TransformersEngine
 from posttrain.records import Conversation, Message, Problem
 from tests.chat.tokenizer import build_tokenizer
+from tests.plain import pad, sequence_logprobs
 
 MICRO = config.MicroModel(
     hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=1, head_dim=16, max_position_embeddings=128

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
+from posttrain.engine.policy import entropy
 from posttrain.losses.policy import (
     CLIPS,
     CORRECTIONS,
     RATIOS,
     cispo_clip,
     dual_clip,
-    entropy,
     no_clip,
     positives_only,
     ppo_clip,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from trl import RewardTrainer
 
-from posttrain.engine.batching import pad
 from posttrain.engine.scalar_head import with_scalar_head
 from posttrain.loops.reward_model import make_reward_batches, make_reward_loss
 from tests.loops.toy import start_policy
 from tests.peer.trl_trainers import one_process
+from tests.plain import pad
 
 PROMPT = (1, 40, 50)
 PAIRS = [
