@@ -217,8 +217,9 @@ class Sft(Section):
     optimizer: Optimizer
     epochs: Positive
     batch_tokens: Count
-    """Tokens per optimizer step, packed."""
+    """Tokens per optimizer step."""
     sequence_length: Count
+    """Longest example, in tokens; longer ones are left out."""
     examples: Count
     """Long-CoT traces used: a cold start stays small."""
 

@@ -239,7 +239,7 @@ class Rl(Section):
     minibatches: Count
     """Optimizer steps per pass."""
     micro_batch_tokens: Count
-    """Padded tokens per forward pass: memory, and no effect on the result beyond rounding."""
+    """Tokens per forward pass, a prompt once for its responses: memory, and no effect on the result beyond rounding."""
     generation: Generation
     optimizer: Optimizer
     asynchrony: Asynchrony

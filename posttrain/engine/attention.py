@@ -5,33 +5,44 @@ Shapes: N tokens, Q query heads, H key-value heads, D head width; R rows of W to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from posttrain.engine.packing import Bucket, Layout, Packed
 from posttrain.errors import ModelError
 
-_PACKED = "posttrain_packed"
 EXTRA_TERMS = frozenset({"softcap", "s_aux", "position_bias"})
 """Arguments of attention that is not plain softmax attention."""
 
+_NAME = "posttrain"
+_NO_MASK = torch.empty((1, 1, 0, 0))
+"""Four dimensions: a mask that transformers passes on as it is, instead of making one."""
 
-@contextmanager
-def attention(settings: PretrainedConfig, name: str) -> Iterator[None]:
-    """The models with these settings attend by the function of that name; then as before."""
-    before = settings._attn_implementation
-    # Set on the config directly: set_attn_implementation walks and re-checks the whole model, at every call.
-    settings._attn_implementation_internal = name
-    try:
-        yield
-    finally:
-        settings._attn_implementation_internal = before
+
+def run_decoder(body: nn.Module, attend: Callable[..., tuple[Tensor, None]], **inputs: Any) -> Any:
+    """The output of a decoder without its head whose layers attend by `attend`, an attention interface of transformers.
+
+    The model keeps an interface that does as `sdpa` does in every other call, so that threads can share it.
+    """
+    settings: Any = body.config
+    if settings._attn_implementation != _NAME:
+        # On the config directly: set_attn_implementation walks and re-checks the whole model.
+        settings._attn_implementation_internal = _NAME
+    return body(attention_mask=_NO_MASK, attend=attend, **inputs)
+
+
+def _attention(module: nn.Module, *states: Any, attend: Any = None, **kwargs: Any) -> tuple[Tensor, None]:
+    return (attend or sdpa_attention_forward)(module, *states, **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def packed_hidden(body: nn.Module, packed: Packed) -> Tensor:
@@ -39,20 +50,21 @@ def packed_hidden(body: nn.Module, packed: Packed) -> Tensor:
 
     Raises ModelError where a layer lets tokens see each other in another way than by full attention.
     """
-    settings: Any = body.config
-    packed.layout.attended = 0
-    with attention(settings, _PACKED):
-        # The cache must stay off: transformers would build one, and then ignore position ids that start anew.
-        output = body(
-            input_ids=packed.ids_N[None],
-            position_ids=packed.positions_N[None],
-            use_cache=False,
-            layout=packed.layout,
-        )
-    if packed.layout.attended != settings.num_hidden_layers:
+    layers, attended = body.config.num_hidden_layers, 0  # type: ignore[union-attr]
+
+    def attend(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        nonlocal attended
+        attended += 1
+        return packed_attention(*args, layout=packed.layout, **kwargs)
+
+    # The cache must stay off: transformers would build one, and then ignore position ids that start anew.
+    output = run_decoder(
+        body, attend, input_ids=packed.ids_N[None], position_ids=packed.positions_N[None], use_cache=False
+    )
+    if attended != layers:
         raise ModelError(
-            f"{type(body).__name__}: {packed.layout.attended} of {settings.num_hidden_layers} layers attend by the "
-            "interface of transformers; wanted: all, as responses packed into one row would see each other"
+            f"{type(body).__name__}: {attended} of {layers} layers attend by the interface of transformers; "
+            "wanted: all, as responses packed into one row would see each other"
         )
     hidden_NC: Tensor = output.last_hidden_state[0]
     return hidden_NC
@@ -84,7 +96,6 @@ def packed_attention(
             f"{type(module).__name__}: a sliding window of {window} tokens; wanted: one that holds the longest "
             f"sequence, which has {_longest(layout)}"
         )
-    layout.attended += 1
     query_NQD, key_NHD, value_NHD = (states[0].transpose(0, 1) for states in (query, key, value))
     sizes = [bucket.rows * bucket.width for bucket in layout.buckets]
     grids = [_to_grid(states, layout).split(sizes) for states in (query_NQD, key_NHD, value_NHD)]
@@ -93,9 +104,6 @@ def packed_attention(
         for bucket, own_query, own_key, own_value in zip(layout.buckets, *grids, strict=True)
     ]
     return _from_grid(torch.cat(outputs), layout)[None], None
-
-
-ALL_ATTENTION_FUNCTIONS.register(_PACKED, packed_attention)
 
 
 def _longest(layout: Layout) -> int:

@@ -40,7 +40,7 @@ class Bucket:
     attention over the row itself."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where the rows of all buckets, one bucket after the other, have their tokens."""
 
@@ -49,8 +49,6 @@ class Layout:
     slot_N: Tensor
     """Inverse: where each token of the flat row stands."""
     buckets: tuple[Bucket, ...]
-    attended: int = 0
-    """Layers that have attended by it in the present forward pass."""
 
 
 @dataclass(frozen=True, slots=True)

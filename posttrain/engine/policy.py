@@ -149,7 +149,13 @@ def count_parameters(model: nn.Module) -> int:
 
 def predicted_logprobs(model: PreTrainedModel, packed: Packed, *, temperature: float) -> Tensor:
     """log p(token | what comes before it) in nats at `temperature`, shape (M,), of the wanted tokens."""
-    return predicted_tokens(model, packed, temperature=temperature)[0]
+
+    def read(hidden_MC: Tensor, targets_M: Tensor) -> tuple[Tensor]:
+        logits_MV = head_logits(model, hidden_MC, temperature)
+        return (-nn.functional.cross_entropy(logits_MV, targets_M, reduction="none"),)
+
+    (logprobs_M,) = over_vocabulary(model, read, predicting_hidden(model, packed), packed.targets_M)
+    return logprobs_M
 
 
 def predicted_tokens(model: PreTrainedModel, packed: Packed, *, temperature: float) -> tuple[Tensor, Tensor]:

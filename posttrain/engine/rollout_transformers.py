@@ -27,10 +27,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from posttrain import config
-from posttrain.engine.attention import EXTRA_TERMS, attention, refuse_extra_terms
+from posttrain.engine.attention import EXTRA_TERMS, refuse_extra_terms, run_decoder
 from posttrain.engine.canary import check_canary
 from posttrain.engine.distributed import share_out
 from posttrain.engine.policy import Policy
@@ -38,7 +37,6 @@ from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import ModelError
 from posttrain.records import Finish, Rollout
 
-_ATTENTION = "posttrain_shared_prompt"
 _FIRST_ROOM = 32
 """Response tokens for which room is made at first."""
 _LEAVE_SHARE = 0.125
@@ -136,38 +134,35 @@ def shared_prompt_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    cache_of_batch: SharedPromptCache,
+    cache: SharedPromptCache,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention interface of transformers; for one query token, softmax over shared prompt and own tokens together."""
     refuse_extra_terms(module, kwargs, EXTRA_TERMS | {"sliding_window"}, "wanted: plain attention, or rollout: vllm")
-    if cache_of_batch.length < 0:
+    if cache.length < 0:
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
     rows, query_heads, _, width = query.shape
-    prompt_keys, prompt_values = cache_of_batch.prompts[module.layer_idx]  # type: ignore[index]
+    prompt_keys, prompt_values = cache.prompts[module.layer_idx]  # type: ignore[index]
     prompts, heads, prompt_tokens, _ = prompt_keys.shape
     per_head = query_heads // heads
     query_BHRD = (query * scaling).view(rows, heads, per_head, width)
-    shared = _to_grid(query_BHRD, cache_of_batch, prompts) @ prompt_keys.transpose(2, 3)
-    if cache_of_batch.absent_P11S is not None:
-        shared = shared.masked_fill_(cache_of_batch.absent_P11S, float("-inf"))
-    scores = torch.cat([_from_grid(shared, cache_of_batch, per_head), query_BHRD @ key.transpose(2, 3)], dim=-1)
+    shared = _to_grid(query_BHRD, cache, prompts) @ prompt_keys.transpose(2, 3)
+    if cache.absent_P11S is not None:
+        shared = shared.masked_fill_(cache.absent_P11S, float("-inf"))
+    scores = torch.cat([_from_grid(shared, cache, per_head), query_BHRD @ key.transpose(2, 3)], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    on_prompt = _to_grid(weights[..., :prompt_tokens], cache_of_batch, prompts) @ prompt_values
-    out = weights[..., prompt_tokens:] @ value + _from_grid(on_prompt, cache_of_batch, per_head)
+    on_prompt = _to_grid(weights[..., :prompt_tokens], cache, prompts) @ prompt_values
+    out = weights[..., prompt_tokens:] @ value + _from_grid(on_prompt, cache, per_head)
     return out.view(rows, 1, query_heads, out.shape[-1]), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, shared_prompt_attention)
 
 
 @contextmanager
 def _decoding(model: PreTrainedModel) -> Iterator[None]:
-    """The model in evaluation mode, with the attention above, without gradients; as it was afterwards."""
+    """The model in evaluation mode, without gradients; as it was afterwards."""
     training = model.training
     model.eval()
     try:
-        with attention(model.config, _ATTENTION), torch.inference_mode():
+        with torch.inference_mode():
             yield
     finally:
         model.train(training)
@@ -314,11 +309,17 @@ def _prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[
     cache = SharedPromptCache(lengths_P)
     # Right padding: with causal attention nothing real sees it, and its keys are masked while decoding.
     positions_1S = torch.arange(ids_PS.shape[1], device=device)[None]
-    output = model.get_decoder()(
-        input_ids=ids_PS, position_ids=positions_1S, past_key_values=cache, use_cache=True, cache_of_batch=cache
-    )
+    output = _read(model, ids_PS, positions_1S, cache)
     last = output.last_hidden_state[torch.arange(len(prompts), device=device), lengths_P - 1]
     return cache, lengths_P, last
+
+
+def _read(model: PreTrainedModel, ids: Tensor, positions: Tensor, cache: SharedPromptCache) -> Any:
+    """The decoder's output for tokens that follow those in the cache."""
+    attend = partial(shared_prompt_attention, cache=cache)
+    return run_decoder(
+        model.get_decoder(), attend, input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True
+    )
 
 
 def decode(
@@ -336,7 +337,6 @@ def decode(
     `noise`: uniform numbers in [0, 1), shape (rows, max_new_tokens); None is greedy.
     """
     head = model.get_output_embeddings()
-    decoder = model.get_decoder()
     cache, lengths_P, hidden_PC = _prefill(model, prompts)
     device = hidden_PC.device
     cache.start(rows_P)
@@ -370,13 +370,7 @@ def decode(
                 ended_B = torch.zeros(len(keep_B), dtype=torch.bool, device=device)
                 prompt_of_row = prompt_of_row[keep_B.cpu().numpy()]
             cache.rebuild(keep_B, prompt_of_row.tolist(), room=room)
-        hidden_B1C = decoder(
-            input_ids=chosen_B[:, None],
-            position_ids=position_B[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            cache_of_batch=cache,
-        ).last_hidden_state
+        hidden_B1C = _read(model, chosen_B[:, None], position_B[:, None], cache).last_hidden_state
         cache.length += 1
         position_B = position_B + 1
         logits_BV = head(hidden_B1C[:, 0])

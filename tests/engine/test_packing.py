@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from posttrain.engine.packing import Response, pack, plan
 from posttrain.engine.policy import predicted_logprobs
 from posttrain.errors import ModelError
 from tests.engine.conftest import llama_model, micro_model
-from tests.plain import sequence_logprobs
+from tests.plain import pad, sequence_logprobs
 
 MODELS = {"qwen3": micro_model, "llama": llama_model}
 
@@ -155,14 +155,29 @@ def test_a_window_shorter_than_a_sequence_is_refused() -> None:
         packed_hidden(model.get_decoder(), long)
 
 
-def test_the_models_own_attention_is_back_afterwards() -> None:
-    model = micro_model()
-    before = model.config._attn_implementation
-    packed_hidden(model.get_decoder(), pack([((5,), (3, 4))]))
-    assert model.config._attn_implementation == before
-    with pytest.raises(IndexError):
-        packed_hidden(model.get_decoder(), replace(pack([((5,), (3, 4))]), ids_N=torch.tensor([1, 2, 10**6])))
-    assert model.config._attn_implementation == before
+def test_in_every_other_call_the_model_attends_as_before() -> None:
+    model, used = micro_model(), micro_model()
+    packed_hidden(used.get_decoder(), pack([((5,), (3, 4))]))
+    ids_BT, mask_BT = pad([[3, 4, 5, 6], [7, 8]])
+    with torch.no_grad():
+        for arguments in ({}, {"attention_mask": mask_BT}, {"attention_mask": mask_BT.flip(1)}):
+            logits = [some(input_ids=ids_BT, **arguments).logits for some in (model, used)]
+            assert torch.equal(*logits)
+
+
+def test_threads_may_share_a_model() -> None:
+    """As the canaries of several servers do."""
+    model, responses = micro_model(), some_responses()
+
+    def logprobs(number: int) -> Tensor:
+        packed = pack(responses[number : number + 4])
+        with torch.no_grad():
+            return predicted_logprobs(model, packed, temperature=1.0)
+
+    wanted = [logprobs(number % 5) for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        for a, b in zip(wanted, threads.map(lambda number: logprobs(number % 5), range(40)), strict=True):
+            assert torch.equal(a, b)
 
 
 # How micro-batches are made.

@@ -120,6 +120,8 @@ def test_confidences_of_a_real_model(tmp_path):
             continue
         held = [decode_ids(tokenizer, [token]) for token in rollout.response_ids]
         places = [i for i, piece in enumerate(held) if answer.text in piece]
+        if not places:  # an answer of several tokens
+            continue
         assert answer.token == pytest.approx(math.exp(rollout.logprobs[places[-1]]), rel=1e-3)
         compared += 1
     assert compared > 20
