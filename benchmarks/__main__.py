@@ -1,6 +1,10 @@
-"""python -m benchmarks [--model NAME] [--case NAME ...] [--startup] [--page]: measure, then write docs/performance.md.
+"""python -m benchmarks [--model NAME] [--case NAME ...] [--startup] [--levers] [--growth] [--chain] [--page]
 
-Ours against TRL, case by case, and what a process costs before it does anything (`--startup`: that alone).
+Measures and writes docs/performance.md.
+
+Ours against TRL, case by case; and, each alone with its flag: what a process costs before it does anything
+(`--startup`), what each of our levers is worth (`--levers`), how one of our updates grows with the model and the step
+(`--growth`), and where the seconds of the last `make run` in this folder went (`--chain`).
 
 Each result is kept in reports/benchmarks/<device>/<model>-<case>.json, so that the page also shows what was measured
 before; `--page` measures nothing. Sizes and numbers stand in benchmarks/params.yaml.
@@ -17,21 +21,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.growth import measure_growth
+from benchmarks.growth_figure import pictures
+from benchmarks.levers import measure_levers
 from benchmarks.machine import describe
 from benchmarks.measure import Bench, Choice, Note, choose_peer, gate, measure
+from benchmarks.overheads import measure_overheads
 from benchmarks.page import PAGE, build, machine_of, read_results
 from benchmarks.settings import CASES, PROOFS, Case, Settings, load_settings
 from benchmarks.side import BenchmarkError
 from benchmarks.startup import measure_startup
 from benchmarks.world import prepare_model, profile_params, shape_of, source_of_weights
-from posttrain.config import ConfigError
+from posttrain.config import ConfigError, load_params
 from posttrain.errors import ModelError
 from posttrain.files import rounded, write_atomic
 from posttrain.records import DataError
+from posttrain.system import load_system
+from posttrain.tracking import store_uri
 
 SETTINGS = Path("benchmarks/params.yaml")
 REPORTS = Path("reports/benchmarks")
 WORK = Path(".work/benchmarks")
+LEVERS_OF = ("micro",)
+"""Models whose levers are measured where none is named."""
 PEERS = ("trl", "accelerate")
 
 
@@ -49,12 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             refuse_missing_peer()
             machine = describe()
             machine_of(read_results(REPORTS).get(machine["kind"], {}), now=machine)
-            if not (wanted.model or wanted.case):
-                keep("startup", machine, measure_startup(deadline=settings.deadline))
-                note("start-up of processes measured")
-            for name in [wanted.model] if wanted.model else [] if wanted.startup else settings.models:
-                failures += run_model(name, wanted.case or CASES, settings, machine, note)
-        write_atomic(PAGE, build(read_results(REPORTS), settings))
+            failures = run(wanted, settings, machine, note)
+        write_page(settings)
     except (ConfigError, DataError, BenchmarkError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
@@ -79,8 +87,52 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=list(settings.models))
     parser.add_argument("--case", choices=CASES, nargs="+")
     parser.add_argument("--startup", action="store_true")
+    parser.add_argument("--levers", action="store_true")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--chain", action="store_true")
     parser.add_argument("--page", action="store_true")
     return parser
+
+
+def run(wanted: argparse.Namespace, settings: Settings, machine: dict[str, Any], note: Note) -> list[str]:
+    """Measure what is wanted, or everything, and keep the results; the failures."""
+    alone = wanted.startup or wanted.levers or wanted.growth or wanted.chain
+    everything = not (wanted.model or wanted.case or alone)
+    failures: list[str] = []
+    if wanted.startup or everything:
+        keep("startup", machine, measure_startup(deadline=settings.deadline))
+        note("start-up of processes measured")
+    if wanted.chain or everything:
+        uri, experiment = store_uri(load_system()), f"posttrain/{load_params().profile}"
+        keep("chain", machine, measure_overheads(uri, experiment))
+        note("seconds of the last run of the chain read")
+    if wanted.levers or everything:
+        for name in [wanted.model] if wanted.model else LEVERS_OF:
+            result = measure_levers(settings, SETTINGS, name, model_folder(settings, name))
+            keep(f"{name}-levers", machine, result)
+            note(f"{name}: levers measured")
+    if wanted.growth or everything:
+        result, failures = measure_growth(settings, SETTINGS, WORK / "models/growth", note)
+        if result["axes"]:
+            keep("growth", machine, result)
+    cases = wanted.case or everything or (wanted.model and not alone)
+    for name in ([wanted.model] if wanted.model else settings.models) if cases else []:
+        failures += run_model(name, wanted.case or CASES, settings, machine, note)
+    return failures
+
+
+def write_page(settings: Settings) -> None:
+    """The page and its figures, from all results kept."""
+    results = read_results(REPORTS)
+    write_atomic(PAGE, build(results, settings))
+    for name, svg in pictures(results).items():
+        write_atomic(PAGE.parent / name, svg)
+
+
+def model_folder(settings: Settings, name: str) -> Path:
+    """Where the weights are; made where they are nowhere yet. Raises ModelError saying what is not installed."""
+    model = settings.models[name]
+    return prepare_model(model, profile_params(model.profile), WORK / "models" / name, seed=settings.seed)
 
 
 def run_model(name: str, cases: Sequence[Case], settings: Settings, machine: dict[str, Any], note: Note) -> list[str]:
@@ -88,7 +140,7 @@ def run_model(name: str, cases: Sequence[Case], settings: Settings, machine: dic
     model = settings.models[name]
     params = profile_params(model.profile)
     try:
-        folder = prepare_model(model, params, WORK / "models" / name, seed=settings.seed)
+        folder = model_folder(settings, name)
     except ModelError as error:
         note(f"{name}: skipped: {error}")
         return []

@@ -6,6 +6,7 @@ there is a loss, attention only to what came before. A side that does more has t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,14 @@ def forward_operations(shape: Shape, prompt: int, responses: Sequence[int], *, s
     pairs = prompt * (prompt + 1) // 2 + sum(r * prompt + r * (r + 1) // 2 for r in responses)
     attention = 4 * shape.layers * shape.attention_width * pairs
     return float(2 * shape.body * tokens + attention + 2 * shape.vocabulary * shape.hidden * scored)
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """Slope of log y over log x between the two points (x, y) with the largest x."""
+    (x, y), (last_x, last_y) = sorted(points)[-2:]
+    if x == last_x:
+        raise ValueError(f"got two points at {x:g}, wanted different ones: there is no slope between them")
+    return math.log(last_y / y) / math.log(last_x / x)
 
 
 def utilisation(operations: float, seconds: float, *, rate: float) -> float:

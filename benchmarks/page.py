@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.growth_page import TITLES as AXIS_TITLES
+from benchmarks.growth_page import growth_section
+from benchmarks.levers_page import levers_section, overheads_section
 from benchmarks.settings import CASES, PRECISIONS, Case, Settings
+from benchmarks.tables import table
 from posttrain.evals.inputs import Source, read_source
 from posttrain.records import DataError
 
 PAGE = Path("docs/performance.md")
 
 Results = Mapping[str, Mapping[str, Source]]
-"""Device (cpu, cuda) -> model-case -> result."""
+"""Device (cpu, cuda) -> model-case, model-levers, `startup`, `chain` or `growth` -> result."""
 
 TITLES: Mapping[Case, str] = {
     "sft": "SFT, packed",
@@ -38,6 +42,9 @@ interval over them. Pairs of numbers are ours / TRL's. Each side runs through th
     make bench                                  # everything; hours on two cores
     make bench ARGS="--model micro --case sft"  # one case
     make bench ARGS="--startup"                 # what a process costs before it does anything
+    make bench ARGS="--growth"                  # how one of our updates grows; about ten minutes on two cores
+    make bench ARGS="--levers"                  # what each of our levers is worth
+    make bench ARGS="--chain"                   # where the seconds of the last `make run` went
     make bench ARGS="--page"                    # only this page, from reports/benchmarks
 
 A speed is given only where a parity gate was passed first, in fp32: the same loss and gradient norm at the first two
@@ -77,8 +84,8 @@ def read_results(folder: Path) -> dict[str, dict[str, Source]]:
 def build(results: Results, settings: Settings) -> str:
     """The page; raises DataError where results of one device come from different machines."""
     parts = ["# performance: side by side with TRL", INTRODUCTION]
-    for measured in results.values():
-        parts.append(device(measured, settings))
+    for kind, measured in results.items():
+        parts.append(device(kind, measured, settings))
     known = {name for measured in results.values() for name in measured}
     missing: dict[str, list[str]] = {
         model: [case for case in CASES if case in numbers.cases and f"{model}-{case}" not in known]
@@ -86,6 +93,10 @@ def build(results: Results, settings: Settings) -> str:
     }
     if "startup" not in known:
         missing["start of a process"] = ["all"]
+    missing["levers"] = [] if any(name.endswith("-levers") for name in known) else ["all"]
+    missing["seconds of `make run`"] = [] if "chain" in known else ["all"]
+    grown = {axis for measured in results.values() if "growth" in measured for axis in measured["growth"].need("axes")}
+    missing["growth"] = [AXIS_TITLES[axis] for axis in settings.growth.axes if axis not in grown]
     if any(missing.values()):
         names = "; ".join(f"{model}: {', '.join(cases)}" for model, cases in missing.items() if cases)
         parts.append(f"Not run yet: {names}. `make bench` measures and writes this page.")
@@ -110,7 +121,7 @@ def machine_name(machine: Mapping[str, Any]) -> str:
     return f"{machine['name']}, threads per side: {machine['threads']}"
 
 
-def device(measured: Mapping[str, Source], settings: Settings) -> str:
+def device(kind: str, measured: Mapping[str, Source], settings: Settings) -> str:
     """One machine's tables."""
     machine = machine_of(measured)
     some = next(iter(measured.values()))
@@ -122,6 +133,11 @@ def device(measured: Mapping[str, Source], settings: Settings) -> str:
         own = [measured[f"{model}-{case}"] for case in CASES if f"{model}-{case}" in measured]
         if own:
             parts.append(model_section(model, own))
+    parts += [levers_section(measured[f"{model}-levers"]) for model in settings.models if f"{model}-levers" in measured]
+    if chain := measured.get("chain"):
+        parts.append(overheads_section(chain))
+    if growth := measured.get("growth"):
+        parts.append(growth_section(growth, kind))
     return "\n\n".join(parts)
 
 
@@ -209,9 +225,3 @@ def failure(result: Source) -> str:
     if "agreement" in proof:
         return f"{gate}: {100 * proof['agreement']:.0f} % of the greedy tokens are the same"
     return f"{gate}: loss and gradient norm by step {proof['ours']} against TRL's {proof['trl']}"
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Markdown; the first row is the header."""
-    cells = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -8,7 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -109,17 +109,22 @@ class Side:
         return BenchmarkError("\n".join([f"{self.name}: {what}; {self._log}:", *lines]))
 
 
-def run_json(module: str, arguments: Sequence[str] = (), *, deadline: float) -> dict[str, Any]:
-    """The JSON that a module prints last, run in the workers' environment."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=worker_environment(),
-        capture_output=True,
-        text=True,
-        timeout=deadline,
-    )
+def run_json(
+    module: str, arguments: Sequence[str] = (), *, deadline: float, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The JSON that a module prints last, run in the workers' environment, or with other `variables`."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            env=worker_environment() if variables is None else dict(variables),
+            capture_output=True,
+            text=True,
+            timeout=deadline,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchmarkError(f"{module}: gave no answer within {deadline:g} s") from error
     if done.returncode:
-        raise BenchmarkError(f"{module}: {done.stderr.strip()}")
+        raise BenchmarkError(f"{module}: ended with status {done.returncode}\n{done.stderr.strip()}")
     printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return printed
 

@@ -55,3 +55,27 @@ class PipeTurns:
         if self._commands.readline().strip() != GO:
             raise Stopped
         self._started = time.perf_counter()
+
+
+class TimedTurns:
+    """Turns that follow one another, until enough are timed: of a process that no other takes turns with."""
+
+    def __init__(self, *, warmup: int, steps: int, seconds: float, synchronise: Callable[[], None]) -> None:
+        self._warmup, self._steps, self._enough, self._synchronise = warmup, steps, seconds, synchronise
+        self._taken: list[float] = []
+        self._started = 0.0
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each step after the warm-up."""
+        return self._taken[self._warmup :]
+
+    def begin(self) -> None:
+        self._started = time.perf_counter()
+
+    def done(self, values: Sequence[float], parts: Mapping[str, float] = NOTHING) -> None:
+        self._synchronise()
+        self._taken.append(time.perf_counter() - self._started)
+        if len(self.seconds) >= self._steps and sum(self.seconds) >= self._enough:
+            raise Stopped
+        self._started = time.perf_counter()

@@ -39,7 +39,6 @@ def main() -> int:
     order = Order(**json.loads(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
     turns = PipeTurns(sys.stdin, answers, synchronise=synchronise)
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -92,8 +91,10 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _nothing() -> None:
-    pass
+def synchronise() -> None:
+    """Wait until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def prepare_model(model: Model, params: Params, folder: Path, *, seed: int) -> P
     if model.folder is not None and Path(model.folder).is_dir():
         return Path(model.folder)
     if not (folder / "config.json").is_file():
-        save_policy(_build(params, seed=seed), folder)
+        save_policy(build_policy(params, seed=seed), folder)
     return folder
 
 
@@ -144,7 +144,11 @@ def source_of_weights(params: Params) -> str:
     return f"base.kind {base.kind} of profile {params.profile}"
 
 
-def _build(params: Params, *, seed: int) -> Policy:
+def build_policy(params: Params, *, seed: int) -> Policy:
+    """The model that a profile begins with; one that the chain trains is random here.
+
+    Raises ModelError saying what would have to be installed.
+    """
     base = params.base
     if isinstance(base, config.ScratchBase):
         tokenizer = made_up_tokenizer(base.vocab_size)

@@ -32,6 +32,7 @@ from posttrain import config
 from posttrain.engine.attention import EXTRA_TERMS, refuse_extra_terms, run_decoder
 from posttrain.engine.canary import check_canary
 from posttrain.engine.distributed import share_out
+from posttrain.engine.draw import choose
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import ModelError
@@ -166,24 +167,6 @@ def _decoding(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-def choose(logits_BV: Tensor, uniform_B: Tensor | None, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sampled token ids (greedy without `uniform_B`) and their log-probabilities in nats, both (B,)."""
-    logits_BV = logits_BV.float()
-    if temperature not in (0.0, 1.0):
-        logits_BV = logits_BV / temperature
-    highest_B1, best_B1 = logits_BV.max(dim=-1, keepdim=True)
-    # fp64, because over a large vocabulary a running fp32 sum swallows the small probabilities.
-    running_BV = torch.cumsum((logits_BV - highest_B1).exp_(), dim=-1, dtype=torch.float64)
-    total_B1 = running_BV[:, -1:]
-    if uniform_B is None:
-        chosen_B1 = best_B1
-    else:
-        # right=True: a token of probability 0 is never the first whose running sum exceeds the number.
-        chosen_B1 = torch.searchsorted(running_BV, uniform_B[:, None] * total_B1, right=True)
-    logprobs_B1 = logits_BV.gather(1, chosen_B1) - highest_B1 - total_B1.log().float()
-    return chosen_B1[:, 0], logprobs_B1[:, 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from posttrain.engine import canary, rollout_transformers
 from posttrain.engine.canary import check_canary, largest_difference
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request
-from posttrain.engine.rollout_transformers import TransformersEngine, choose
+from posttrain.engine.rollout_transformers import TransformersEngine
 from posttrain.errors import ModelError, StageError
 from posttrain.records import Rollout
 from tests.engine.conftest import EOS, PAD, VOCAB, llama_model, micro_model, micro_tokenizer
@@ -97,26 +96,6 @@ def test_global_generator_and_model_mode_are_left_alone() -> None:
     engine_of(model).generate(prompts(2), samples=2, generation=Generation(temperature=1.0, max_new_tokens=4), seed=0)
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
-
-
-def test_sampled_frequencies_are_the_softmax_at_the_temperature() -> None:
-    logits = torch.tensor([2.0, 1.0, -1.0, 0.0, -float("inf")])
-    draws, temperature = 40000, 0.5
-    uniform_B = torch.rand(draws, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    chosen_B, logprobs_B = choose(logits.expand(draws, -1).clone(), uniform_B, temperature=temperature)
-    wanted = torch.softmax(logits / temperature, -1)
-    counts = Counter(chosen_B.tolist())
-    assert counts[4] == 0
-    for token in range(4):
-        spread = (wanted[token] * (1 - wanted[token]) / draws).sqrt()
-        assert abs(counts[token] / draws - wanted[token]) < 4 * spread
-    torch.testing.assert_close(logprobs_B, wanted.log()[chosen_B])
-
-
-def test_the_ends_of_the_unit_interval_choose_possible_tokens() -> None:
-    logits_BV = torch.tensor([[-float("inf"), 0.0, 0.0, -float("inf")]] * 2)
-    uniform_B = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
-    assert choose(logits_BV, uniform_B, temperature=1.0)[0].tolist() == [1, 2]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused() -> None:

@@ -1,0 +1,391 @@
+"""What each lever is worth: the same work with it and without it, in turns. `python -m benchmarks.levers JSON`.
+
+A lever's prediction is the ratio of the operations that are executed, padding included. Where it saves no operations
+but passes over memory or calls, there is none.
+
+Shapes: B rows, T tokens, M wanted tokens, C width.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.arithmetic import BACKWARD, Shape, median_ratio
+from benchmarks.profile import seconds_by_kind
+from benchmarks.rates import fastest
+from benchmarks.settings import Settings, load_settings
+from benchmarks.side import run_json, worker_environment
+from benchmarks.world import Group, make_groups, shape_of
+from posttrain import config
+from posttrain.engine import packing, rollout_transformers
+from posttrain.engine.attention import packed_hidden
+from posttrain.engine.packing import Packed, Response, pack, plan
+from posttrain.engine.policy import Policy, head_logits, load_policy, over_vocabulary, predicted_logprobs
+from posttrain.engine.rms_norm import fuse_norms
+from posttrain.engine.rollout import Request
+from posttrain.engine.rollout_transformers import TransformersEngine
+from posttrain.loops.scoring import score
+from posttrain.system import ALLOCATOR
+
+TOKENS = 4096
+"""Of a micro-batch."""
+ROWS = 32
+"""Of a padded micro-batch."""
+BOTH_WAYS = 1 + BACKWARD
+STEP_SECONDS = 5.0
+"""For which a step is repeated where it alone is timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    name: str
+    instead: str
+    """What is done without it."""
+    on: Callable[[], object]
+    off: Callable[[], object]
+    predicted: float | None
+    own_cost: float | None = None
+    """Seconds that it takes once, before it saves any."""
+
+
+def measure_levers(settings: Settings, file: Path, model: str, folder: Path) -> dict[str, Any]:
+    """All levers and a profile of a step, each in a process of its own."""
+    order = {"settings": str(file), "model": model, "folder": str(folder)}
+    measured = run_json("benchmarks.levers", [json.dumps(order)], deadline=settings.deadline)
+    tuned, plain = worker_environment(), worker_environment()
+    for name in ALLOCATOR:
+        del plain[name]
+    taken: list[list[float]] = [[], []]
+    for _ in range(settings.pairs):
+        for side, variables in enumerate((tuned, plain)):
+            arguments = [json.dumps(order | {"step_only": True})]
+            found = run_json("benchmarks.levers", arguments, deadline=settings.deadline, variables=variables)
+            taken[side].append(found["seconds"])
+    ratio = median_ratio(*taken, draws=settings.bootstrap, seed=settings.seed)
+    allocator = {
+        "name": "allocator keeps large blocks",
+        "instead": "the allocator's defaults: blocks go back to the kernel at every free",
+        "predicted": None,
+        "seconds": taken[0],
+        "seconds_without": taken[1],
+        "ratio": ratio.to_json(),
+    }
+    size = settings.models[model].cases["grpo_update"].model_dump(mode="json")
+    return measured | {"levers": [allocator, *measured["levers"]], "model": model, "size": size}
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    settings = load_settings(Path(order["settings"]))
+    shape, token_ids = shape_of(Path(order["folder"]))
+    size = settings.models[order["model"]].cases["grpo_update"]
+    bench = Levers(
+        load_policy(Path(order["folder"]), precision="fp32"), shape, make_groups(size, token_ids, seed=settings.seed)
+    )
+    if order.get("step_only"):
+        print(json.dumps({"seconds": fastest(bench.step, seconds=STEP_SECONDS)}))
+        return
+    rows = [
+        {"name": lever.name, "instead": lever.instead, "predicted": lever.predicted, "own_cost": lever.own_cost}
+        | compare(lever, pairs=settings.pairs, draws=settings.bootstrap, seed=settings.seed)
+        for lever in bench.all()
+    ]
+    print(json.dumps({"levers": rows, "profile": seconds_by_kind(bench.step)}))
+
+
+def compare(lever: Lever, *, pairs: int, draws: int, seed: int) -> dict[str, Any]:
+    """Median seconds of both, and the ratio of the pairs, each measured one after the other after one of each."""
+    taken: list[list[float]] = [[], []]
+    for number in range(1 + pairs):
+        for side, work in enumerate((lever.on, lever.off)):
+            started = time.perf_counter()
+            work()
+            if number:
+                taken[side].append(time.perf_counter() - started)
+    ratio = median_ratio(*taken, draws=draws, seed=seed)
+    return {"seconds": taken[0], "seconds_without": taken[1], "ratio": ratio.to_json()}
+
+
+class Levers:
+    """All of them, on the groups of the case `grpo_update`."""
+
+    def __init__(self, policy: Policy, shape: Shape, groups: Sequence[Group]) -> None:
+        self._policy, self._shape, self._groups = policy, shape, groups
+        fuse_norms(policy.model)
+        together = [(group.prompt_ids, response) for group in groups for response in group.responses]
+        # Neighbours with other prompts: nothing is shared.
+        apart = [(group.prompt_ids, group.responses[i]) for i in range(len(groups[0].responses)) for group in groups]
+        self._responses = together
+        self._shared = micro_batches(together)
+        self._apart = cut(apart)
+
+    def all(self) -> Iterator[Lever]:
+        yield self.no_padding()
+        yield self.one_prompt()
+        yield self.like_lengths()
+        yield self.head_where_needed()
+        yield self.fused_norms()
+        if shutil.which("g++"):
+            yield self.compiled()
+        yield self.fused_optimizer()
+        yield self.no_old_pass()
+        yield self.no_idle_groups()
+        yield self.one_prefill()
+        yield self.ended_rows_leave()
+
+    def no_padding(self) -> Lever:
+        ordered = sorted(self._responses, key=lambda response: -len(response[0]) - len(response[1]))
+        padded = [ordered[start : start + ROWS] for start in range(0, len(ordered), ROWS)]
+        return Lever(
+            "no padding but in attention",
+            f"rows padded to the longest of {ROWS} of like lengths",
+            lambda: self._train(map(pack, self._apart)),
+            lambda: self._train_padded(padded),
+            sum(self._padded_operations(rows) for rows in padded) / self._operations(self._apart),
+        )
+
+    def one_prompt(self) -> Lever:
+        return Lever(
+            "a prompt once for all its responses, packed",
+            "packed, with its prompt before every response",
+            self.step,
+            lambda: self._train(map(pack, self._apart)),
+            self._operations(self._apart) / self._operations(self._shared),
+        )
+
+    def like_lengths(self) -> Lever:
+        def off() -> None:
+            with changed(packing, "LIKE", 0.0):
+                self._train(map(pack, self._shared))
+
+        with changed(packing, "LIKE", 0.0):
+            operations = self._operations(self._shared)
+        return Lever(
+            "attention among rows of like lengths",
+            "attention among all rows of a micro-batch, padded to the longest",
+            self.step,
+            off,
+            operations / self._operations(self._shared),
+        )
+
+    def head_where_needed(self) -> Lever:
+        def everywhere(packed: Packed) -> Tensor:
+            hidden_NC = packed_hidden(self._policy.model.get_decoder(), packed)
+            targets_N = packed.ids_N.roll(-1)
+
+            def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor]:
+                return (-torch.nn.functional.cross_entropy(self._logits(hidden), targets, reduction="none"),)
+
+            (logprobs_N,) = over_vocabulary(self._policy.model, read, hidden_NC, targets_N)
+            return logprobs_N[packed.before_M]
+
+        return Lever(
+            "LM head only where there is a loss",
+            "LM head on every token",
+            self.step,
+            lambda: self._train(map(pack, self._shared), everywhere),
+            self._operations(self._shared, everywhere=True) / self._operations(self._shared),
+        )
+
+    def fused_norms(self) -> Lever:
+        own = copy.deepcopy(self._policy.model)
+        for module in own.modules():
+            if type(module).__name__.startswith("Fused"):
+                module.__class__ = type(module).__bases__[1]
+        return Lever(
+            "norms with a gradient of few passes",
+            "norms as the model writes them",
+            self.step,
+            lambda: self._train(map(pack, self._shared), lambda p: predicted_logprobs(own, p, temperature=1.0)),
+            None,
+        )
+
+    def compiled(self) -> Lever:
+        own = copy.deepcopy(self._policy.model)
+        for layer in own.get_decoder().layers:
+            layer.mlp = torch.compile(layer.mlp, dynamic=True)
+
+        def on() -> None:
+            self._train(map(pack, self._shared), lambda packed: predicted_logprobs(own, packed, temperature=1.0))
+
+        started = time.perf_counter()
+        on()
+        return Lever(
+            "torch.compile of the feed-forward parts (not used)",
+            "as transformers runs them",
+            on,
+            self.step,
+            None,
+            time.perf_counter() - started,
+        )
+
+    def fused_optimizer(self) -> Lever:
+        parameters = [torch.nn.Parameter(p.detach().clone()) for p in self._policy.model.parameters()]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        fused, plain = (torch.optim.AdamW(parameters, lr=1e-6, fused=fused, foreach=False) for fused in (True, False))
+        return Lever("fused AdamW (its step alone)", "AdamW, tensor by tensor", fused.step, plain.step, None)
+
+    def no_old_pass(self) -> Lever:
+        def off() -> None:
+            score(self._policy.model, self._responses, micro_batch_tokens=TOKENS, temperature=1.0)
+            self._train(map(pack, self._shared))
+
+        return Lever(
+            "no pass of its own for old log-probabilities on-policy",
+            "a forward pass before the step",
+            self.step,
+            off,
+            (BOTH_WAYS + 1) / BOTH_WAYS,
+        )
+
+    def no_idle_groups(self) -> Lever:
+        size = len(self._groups[0].responses)
+        half = micro_batches(self._responses[: size * (len(self._groups) // 2)])
+        return Lever(
+            "groups without a signal not trained on (half of them)",
+            "all groups trained on",
+            lambda: self._train(map(pack, half)),
+            self.step,
+            self._operations(self._shared) / self._operations(half),
+        )
+
+    def one_prefill(self) -> Lever:
+        size = len(self._groups[0].responses)
+        prompts = [Request(str(i), group.prompt_ids) for i, group in enumerate(self._groups)]
+        return Lever(
+            "rollouts: a prompt read once for all its samples",
+            "each sample a request of its own",
+            lambda: self._sample(prompts, size, ()),
+            lambda: self._sample([prompt for prompt in prompts for _ in range(size)], 1, ()),
+            None,
+        )
+
+    def ended_rows_leave(self) -> Lever:
+        size, vocabulary = len(self._groups[0].responses), self._shape.vocabulary
+        prompts = [Request(str(i), group.prompt_ids) for i, group in enumerate(self._groups)]
+        # Every thirtieth token ends a response: lengths are about geometric.
+        stops = tuple(range(0, vocabulary, 30))
+        lengths = self._sample(prompts, size, stops)
+
+        def off() -> None:
+            with changed(rollout_transformers, "_LEAVE_SHARE", 2.0):
+                self._sample(prompts, size, stops)
+
+        return Lever(
+            "rollouts: rows that ended leave the batch",
+            "they stay until the last has ended",
+            lambda: self._sample(prompts, size, stops),
+            off,
+            len(lengths) * max(lengths) / sum(lengths),
+        )
+
+    def step(self) -> None:
+        """Both passes of an update on given responses, with every lever."""
+        self._train(map(pack, self._shared))
+
+    # What they are made of.
+
+    def _logits(self, hidden_MC: Tensor) -> Tensor:
+        return head_logits(self._policy.model, hidden_MC)
+
+    def _logprobs(self, packed: Packed) -> Tensor:
+        return predicted_logprobs(self._policy.model, packed, temperature=1.0)
+
+    def _train(self, batches: Iterable[Packed], logprobs: Callable[[Packed], Tensor] | None = None) -> None:
+        """Forward and backward passes of a policy gradient with weights of 1."""
+        for packed in batches:
+            find = logprobs or self._logprobs
+            find(packed).sum().backward()
+        self._policy.model.zero_grad()
+
+    def _train_padded(self, batches: Sequence[Sequence[Response]]) -> None:
+        for rows in batches:
+            width = len(rows[0][0]) + len(rows[0][1])
+            whole = [[*prompt, *own] for prompt, own in rows]
+            ids_BT = torch.tensor([ids + [0] * (width - len(ids)) for ids in whole])
+            places = [(b, t) for b, (prompt, _) in enumerate(rows) for t in range(len(prompt), len(whole[b]))]
+            row_M, column_M = torch.tensor(places).unbind(1)
+            hidden_BTC = self._policy.model.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
+            logits_MV = self._logits(hidden_BTC[row_M, column_M - 1])
+            torch.nn.functional.cross_entropy(logits_MV, ids_BT[row_M, column_M], reduction="sum").backward()
+        self._policy.model.zero_grad()
+
+    def _padded_operations(self, rows: Sequence[Response]) -> float:
+        width = len(rows[0][0]) + len(rows[0][1])
+        return executed(
+            self._shape,
+            tokens=len(rows) * width,
+            pairs=len(rows) * width * width,
+            scored=sum(len(own) for _, own in rows),
+        )
+
+    def _operations(self, batches: Sequence[Sequence[Response]], *, everywhere: bool = False) -> float:
+        total = 0.0
+        for packed in map(pack, batches):
+            tokens = len(packed.ids_N)
+            prompts = (0 if b.prompt_PS is None else b.prompt_PS.shape[1] for b in packed.layout.buckets)
+            pairs = sum(b.rows * b.width * (b.width + s) for b, s in zip(packed.layout.buckets, prompts, strict=True))
+            total += executed(
+                self._shape, tokens=tokens, pairs=pairs, scored=tokens if everywhere else len(packed.wanted_M)
+            )
+        return total
+
+    def _sample(self, requests: Sequence[Request], samples: int, stops: Sequence[int]) -> list[int]:
+        """Lengths of the responses."""
+        engine = TransformersEngine(self._policy, batch=10**6, tolerance=1.0)
+        longest = max(len(response) for group in self._groups for response in group.responses)
+        generation = config.Generation(temperature=1.0, max_new_tokens=longest)
+        rollouts = engine.generate(requests, samples=samples, generation=generation, seed=0, stop_ids=stops)
+        return [len(rollout.response_ids) for rollout in rollouts]
+
+
+def executed(shape: Shape, *, tokens: int, pairs: int, scored: int) -> float:
+    """Floating-point operations of a forward pass, as benchmarks.arithmetic counts them, over `pairs` of attention."""
+    attention = 4 * shape.layers * shape.attention_width * pairs
+    return float(2 * shape.body * tokens + attention + 2 * shape.vocabulary * shape.hidden * scored)
+
+
+def micro_batches(responses: Sequence[Response]) -> list[list[Response]]:
+    return [[responses[i] for i in group] for group in plan([[response] for response in responses], tokens=TOKENS)]
+
+
+def cut(responses: Sequence[Response]) -> list[list[Response]]:
+    """Micro-batches in the order given, with a prompt for each response."""
+    parts: list[list[Response]] = []
+    room = 0
+    for prompt, own in responses:
+        tokens = len(prompt) + len(own)
+        if tokens > room:
+            parts.append([])
+            room = TOKENS
+        parts[-1].append((prompt, own))
+        room -= tokens
+    return parts
+
+
+@contextmanager
+def changed(module: Any, name: str, value: float) -> Iterator[None]:
+    """A module's constant, set for a while."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+if __name__ == "__main__":
+    main()

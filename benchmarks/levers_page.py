@@ -1,0 +1,59 @@
+"""What each lever is worth, where the seconds of a step go, and those of the chain: sections of docs/performance.md."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from benchmarks.overheads import rows
+from benchmarks.tables import table
+from posttrain.evals.inputs import Source
+
+READING = """\
+Each lever alone, with all others in place: the same work with it and without it, in turns, in one process (the
+allocator: in processes of their own); {pairs} pairs. Where nothing else is said the work is the forward and backward
+pass of a GRPO update ({prompts} x {group}, prompt {prompt_tokens}, responses of up to {response_tokens} tokens; no
+optimizer). Predicted: the ratio of the operations executed, padding included; a dash where a lever saves passes over
+memory or calls, not operations."""
+
+OVERHEADS = """\
+Execution {execution} of profile {profile}, {seconds:,.0f} s in all, by its MLflow runs. Before a stage: gates, DVC
+(what is stale, hashes of what was written), start of Python, imports, by as many processes as share the stage.
+Optimizer steps: with sampling and verdicts where there are any. Else: data, looks at held-out problems, evaluation,
+saving."""
+
+
+def levers_section(result: Source) -> str:
+    """The table of levers and the profile."""
+    levers = result.need("levers")
+    numbers = {name: result.need(f"size.{name}") for name in ("prompts", "group", "prompt_tokens", "response_tokens")}
+    lines: list[tuple[str, ...]] = [("lever", "without it", "predicted", "measured", "seconds with / without")]
+    for lever in levers:
+        ratio, cost = lever["ratio"], lever.get("own_cost")
+        lines.append(
+            (
+                lever["name"],
+                lever["instead"],
+                "-" if lever["predicted"] is None else f"{lever['predicted']:.2f}",
+                f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+                f"{median(lever['seconds']):.3g} / {median(lever['seconds_without']):.3g}"
+                + (f"; {cost:.0f} s once" if cost is not None else ""),
+            )
+        )
+    profile = result.need("profile")
+    whole = sum(profile.values())
+    shares = [(kind, f"{seconds:.3g}", f"{100 * seconds / whole:.0f}") for kind, seconds in profile.items()]
+    return "\n\n".join(
+        [
+            f"### Levers, {result.need('model')}",
+            READING.format(pairs=len(levers[0]["seconds"]), **numbers),
+            table(lines),
+            "Where the seconds of that pass go, profiled once:",
+            table([("operators", "seconds", "%"), *shares]),
+        ]
+    )
+
+
+def overheads_section(result: Source) -> str:
+    """Seconds of `make run` by stage and cause."""
+    numbers = {name: result.need(name) for name in ("execution", "profile", "seconds")}
+    return "\n\n".join(["### Where the seconds of `make run` go", OVERHEADS.format(**numbers), table(rows(result))])

@@ -1,0 +1,81 @@
+"""Levers: the same work with and without, and predictions by hand."""
+
+import pytest
+import torch
+
+from benchmarks.arithmetic import Shape
+from benchmarks.levers import Levers, changed, compare, cut, executed
+from benchmarks.profile import BETWEEN, REST, kind_of, seconds_by_kind
+from benchmarks.world import shape_of
+from posttrain.engine import packing
+from posttrain.engine.policy import load_policy
+
+
+@pytest.fixture
+def levers(work):
+    return Levers(load_policy(work.folder, precision="fp32"), shape_of(work.folder)[0], work.groups)
+
+
+def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers):
+    found = list(levers.all())
+    assert len({lever.name for lever in found}) == len(found) >= 10
+    for lever in found:
+        row = compare(lever, pairs=1, draws=10, seed=0)
+        assert len(row["seconds"]) == len(row["seconds_without"]) == 1
+        assert lever.predicted is None or lever.predicted >= 1.0, lever.name
+
+
+def test_operations_of_shared_and_repeated_prompts_by_hand(levers, work):
+    """4 groups of 2: prompts of 6 tokens, responses of 4 to 8."""
+    responses = sum(len(r) for group in work.groups for r in group.responses)
+    shape = Shape(body=1, vocabulary=0, hidden=0, layers=0, attention_width=0)
+    levers._shape = shape
+    assert levers._operations(levers._shared) == 2 * (4 * 6 + responses)
+    assert levers._operations(levers._apart) == 2 * (8 * 6 + responses)
+    assert levers.one_prompt().predicted == (48 + responses) / (24 + responses)
+
+
+def test_operations_are_counted_over_what_is_executed():
+    shape = Shape(body=10, vocabulary=7, hidden=3, layers=2, attention_width=5)
+    # 2 per parameter and token, 4 per layer, width and pair, 2 per entry of the head.
+    assert executed(shape, tokens=4, pairs=6, scored=1) == 2 * 10 * 4 + 4 * 2 * 5 * 6 + 2 * 7 * 3
+
+
+def test_micro_batches_in_order_stay_within_their_tokens(monkeypatch):
+    monkeypatch.setattr("benchmarks.levers.TOKENS", 10)
+    made = [((1,) * 3, (2,) * n) for n in (2, 2, 3, 9, 1)]
+    assert [len(part) for part in cut(made)] == [2, 1, 1, 1]
+
+
+def test_a_constant_is_put_back(levers):
+    before = packing.LIKE
+    with pytest.raises(KeyError), changed(packing, "LIKE", 0.0):
+        raise KeyError(packing.LIKE)
+    assert packing.LIKE == before
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::mm", "matrix products"),
+        ("aten::addmm", "matrix products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::native_layer_norm_backward", "norms"),
+        ("aten::_log_softmax", "softmax and loss"),
+        ("aten::copy_", "copies and gathers"),
+        ("aten::index_select", "copies and gathers"),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("aten::add_", "elementwise"),
+        ("aten::silu_backward", "elementwise"),
+        ("aten::view", REST),
+    ],
+)
+def test_operators_by_kind(operator, kind):
+    assert kind_of(operator) == kind
+
+
+def test_the_kinds_make_up_the_whole():
+    a = torch.randn(200, 200)
+    seconds = seconds_by_kind(lambda: [a @ a for _ in range(50)])
+    assert max(seconds, key=lambda kind: seconds[kind]) in ("matrix products", BETWEEN)
+    assert seconds["matrix products"] > 0 and seconds["attention"] == 0
