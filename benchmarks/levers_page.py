@@ -11,8 +11,8 @@ from posttrain.evals.inputs import Source
 READING = """\
 Each lever alone, with all others in place: the same work with it and without it, in turns, in one process (the
 allocator: in processes of their own); {pairs} pairs. Where nothing else is said the work is the forward and backward
-pass of a GRPO update ({prompts} x {group}, prompt {prompt_tokens}, responses of up to {response_tokens} tokens; no
-optimizer). Predicted: the ratio of the operations executed, padding included; a dash where a lever saves passes over
+pass of a GRPO update without the optimizer ({prompts} x {group}, prompts of {prompt_tokens} tokens, responses of up to
+{response_tokens}). Predicted: the ratio of the operations executed, padding included; a dash where a lever saves passes over
 memory or calls, not operations."""
 
 OVERHEADS = """\
@@ -39,9 +39,9 @@ def levers_section(result: Source) -> str:
                 + (f"; {cost:.0f} s once" if cost is not None else ""),
             )
         )
-    profile = result.need("profile")
-    whole = sum(profile.values())
-    shares = [(kind, f"{seconds:.3g}", f"{100 * seconds / whole:.0f}") for kind, seconds in profile.items()]
+    profile = sorted(result.need("profile").items(), key=lambda item: -item[1])
+    whole = sum(seconds for _, seconds in profile)
+    shares = [(kind, f"{seconds:.3g}", f"{100 * seconds / whole:.0f}") for kind, seconds in profile if seconds]
     return "\n\n".join(
         [
             f"### Levers, {result.need('model')}",

@@ -5,10 +5,12 @@ import torch
 
 from benchmarks.arithmetic import Shape
 from benchmarks.levers import Levers, changed, compare, cut, executed
+from benchmarks.levers_page import levers_section
 from benchmarks.profile import BETWEEN, REST, kind_of, seconds_by_kind
 from benchmarks.world import shape_of
 from posttrain.engine import packing
 from posttrain.engine.policy import load_policy
+from posttrain.evals.inputs import Source
 
 
 @pytest.fixture
@@ -79,3 +81,14 @@ def test_the_kinds_make_up_the_whole():
     seconds = seconds_by_kind(lambda: [a @ a for _ in range(50)])
     assert max(seconds, key=lambda kind: seconds[kind]) in ("matrix products", BETWEEN)
     assert seconds["matrix products"] > 0 and seconds["attention"] == 0
+
+
+def test_the_section_says_what_was_measured_and_sorts_the_profile():
+    row = {"name": "a lever", "instead": "without", "predicted": 1.5, "own_cost": 11.2, "seconds": [1.0, 3.0, 2.0]}
+    row |= {"seconds_without": [4.0, 4.0, 5.0], "ratio": {"value": 2.0, "low": 1.3, "high": 4.0}}
+    size = {"prompts": 3, "group": 2, "prompt_tokens": 5, "response_tokens": 7}
+    profile = {"attention": 1.0, "matrix products": 3.0, "optimizer": 0.0}
+    text = levers_section(Source("x.json", {"levers": [row], "profile": profile, "model": "micro", "size": size}))
+    assert "| a lever | without | 1.50 | **2.00** [1.30, 4.00] | 2 / 4; 11 s once |" in text
+    assert text.index("| matrix products | 3 | 75 |") < text.index("| attention | 1 | 25 |")
+    assert "optimizer |" not in text and "3 pairs" in text
