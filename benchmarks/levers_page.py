@@ -12,8 +12,8 @@ READING = """\
 Each lever alone, with all others in place: the same work with it and without it, in turns, in one process (the
 allocator: in processes of their own); {pairs} pairs. Where nothing else is said the work is the forward and backward
 pass of a GRPO update without the optimizer ({prompts} x {group}, prompts of {prompt_tokens} tokens, responses of up to
-{response_tokens}). Predicted: the ratio of the operations executed, padding included; a dash where a lever saves passes over
-memory or calls, not operations."""
+{response_tokens}). Predicted: the ratio of the operations executed, padding included; a dash where a lever saves passes
+over memory or calls, not operations."""
 
 OVERHEADS = """\
 Execution {execution} of profile {profile}, {seconds:,.0f} s in all, by its MLflow runs. Before a stage: gates, DVC
