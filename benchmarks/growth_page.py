@@ -40,7 +40,9 @@ is a process of its own, with steps to warm up ({warmup}) and timed steps, at le
 together: given are the median [fastest, slowest] and the largest memory of that process. Precision {precision},
 vocabulary {vocabulary:,}. Tokens: those that go through the model, a prompt once for all its responses; at most
 {micro_batch_tokens:,} of them in one pass. GFLOP/s: the operations that a step needs, as above, over its seconds; the
-matrix rate of the same run is {rate:,.0f} GFLOP/s. Dashed in the figure: the operations, scaled to the first point."""
+matrix rate of the same run is {rate:,.0f} GFLOP/s. Causal attention is counted as such, but on a CPU computed over the
+whole rectangle of queries and keys: long responses cost more than is counted. Dashed in the figure: the operations,
+scaled to the first point."""
 
 
 def growth_section(result: Source, kind: str) -> str:
