@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from posttrain.config import Engine, Generation
 from posttrain.engine import rollout_vllm
 from posttrain.engine.canary import largest_difference
-from posttrain.engine.policy import Policy, build_micro, load_policy, save_policy
+from posttrain.engine.packing import pack
+from posttrain.engine.policy import Policy, build_micro, load_policy, predicted_logprobs, save_policy
 from posttrain.engine.rollout import Request
 from posttrain.engine.rollout_transformers import TransformersEngine
 from posttrain.engine.rollout_vllm import VllmEngine
@@ -23,6 +24,7 @@ from posttrain.engine.vllm_ipc import share
 from posttrain.errors import StageError
 from posttrain.system import System
 from tests.engine.conftest import EOS, MICRO, PAD, micro_model, micro_tokenizer
+from tests.engine.test_packing import masks, some_responses
 from tests.engine.training import batch, largest_gap, loss_fn, plain_steps, trainer_of, weights
 
 REQUESTS = [Request("a", (5, 6, 7)), Request("b", (9, 10, 11, 12, 13)), Request("c", (20,))]
@@ -43,6 +45,18 @@ def test_steps_on_the_gpu_are_those_on_the_cpu() -> None:
     ]
     expected = plain_steps(micro_model(), batches, [s.lr for s in stats])
     assert largest_gap({name: value.cpu() for name, value in weights(trainer).items()}, expected) < 1e-4
+
+
+def test_packed_responses_have_on_the_gpu_the_logprobs_and_the_gradient_of_the_cpu() -> None:
+    packed, found = pack(some_responses(), wanted=masks(some_responses())), []
+    for device in ("cpu", "cuda"):
+        model = micro_model().to(device)
+        logprobs_M = predicted_logprobs(model, packed.to(torch.device(device)), temperature=0.8)
+        logprobs_M.sum().backward()
+        gradient = model.get_input_embeddings().weight.grad
+        found.append((logprobs_M.detach().cpu(), gradient.cpu()))
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-4, atol=1e-4)
 
 
 def test_a_policy_is_loaded_to_the_gpu_and_sampled_there(tmp_path: Path) -> None:
