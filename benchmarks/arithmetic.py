@@ -49,8 +49,12 @@ def forward_operations(shape: Shape, prompt: int, responses: Sequence[int], *, s
     2 per parameter and token; 2 per unit of width for each query-key pair and for each weighted value; the head on
     `scored` positions. The usual count (arXiv 2204.02311, appendix B), with causal attention counted as such.
     """
-    tokens = prompt + sum(responses)
     pairs = prompt * (prompt + 1) // 2 + sum(r * prompt + r * (r + 1) // 2 for r in responses)
+    return executed_operations(shape, tokens=prompt + sum(responses), pairs=pairs, scored=scored)
+
+
+def executed_operations(shape: Shape, *, tokens: int, pairs: int, scored: int) -> float:
+    """The same of whatever is executed: `tokens` through the layers, attention over `pairs` of query and key."""
     attention = 4 * shape.layers * shape.attention_width * pairs
     return float(2 * shape.body * tokens + attention + 2 * shape.vocabulary * shape.hidden * scored)
 

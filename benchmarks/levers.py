@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from benchmarks.arithmetic import BACKWARD, Shape, median_ratio
+from benchmarks.arithmetic import BACKWARD, Shape, executed_operations, median_ratio
 from benchmarks.profile import seconds_by_kind
 from benchmarks.rates import fastest
 from benchmarks.settings import Settings, load_settings
@@ -31,7 +32,7 @@ from benchmarks.world import Group, make_groups, shape_of
 from posttrain import config
 from posttrain.engine import packing, rollout_transformers
 from posttrain.engine.attention import packed_hidden
-from posttrain.engine.packing import Packed, Response, pack, plan
+from posttrain.engine.packing import Response, pack, plan
 from posttrain.engine.policy import Policy, head_logits, load_policy, over_vocabulary, predicted_logprobs
 from posttrain.engine.rms_norm import fuse_norms
 from posttrain.engine.rollout import Request
@@ -61,7 +62,7 @@ class Lever:
 
 
 def measure_levers(settings: Settings, file: Path, model: str, folder: Path) -> dict[str, Any]:
-    """All levers and a profile of a step, each in a process of its own."""
+    """All levers and a profile of a step: in a process of its own, and for the allocator in one per measurement."""
     order = {"settings": str(file), "model": model, "folder": str(folder)}
     measured = run_json("benchmarks.levers", [json.dumps(order)], deadline=settings.deadline)
     tuned, plain = worker_environment(), worker_environment()
@@ -73,14 +74,12 @@ def measure_levers(settings: Settings, file: Path, model: str, folder: Path) -> 
             arguments = [json.dumps(order | {"step_only": True})]
             found = run_json("benchmarks.levers", arguments, deadline=settings.deadline, variables=variables)
             taken[side].append(found["seconds"])
-    ratio = median_ratio(*taken, draws=settings.bootstrap, seed=settings.seed)
     allocator = {
         "name": "allocator keeps large blocks",
         "instead": "the allocator's defaults: blocks go back to the kernel at every free",
         "predicted": None,
-        "seconds": taken[0],
-        "seconds_without": taken[1],
-        "ratio": ratio.to_json(),
+        "own_cost": None,
+        **compared(*taken, settings=settings),
     }
     size = settings.models[model].cases["grpo_update"].model_dump(mode="json")
     return measured | {"levers": [allocator, *measured["levers"]], "model": model, "size": size}
@@ -99,14 +98,14 @@ def main() -> None:
         return
     rows = [
         {"name": lever.name, "instead": lever.instead, "predicted": lever.predicted, "own_cost": lever.own_cost}
-        | compare(lever, pairs=settings.pairs, draws=settings.bootstrap, seed=settings.seed)
+        | compared(*in_turns(lever, pairs=settings.pairs), settings=settings)
         for lever in bench.all()
     ]
     print(json.dumps({"levers": rows, "profile": seconds_by_kind(bench.step)}))
 
 
-def compare(lever: Lever, *, pairs: int, draws: int, seed: int) -> dict[str, Any]:
-    """Median seconds of both, and the ratio of the pairs, each measured one after the other after one of each."""
+def in_turns(lever: Lever, *, pairs: int) -> list[list[float]]:
+    """Seconds with and without, one after the other, after one of each that does not count."""
     taken: list[list[float]] = [[], []]
     for number in range(1 + pairs):
         for side, work in enumerate((lever.on, lever.off)):
@@ -114,8 +113,13 @@ def compare(lever: Lever, *, pairs: int, draws: int, seed: int) -> dict[str, Any
             work()
             if number:
                 taken[side].append(time.perf_counter() - started)
-    ratio = median_ratio(*taken, draws=draws, seed=seed)
-    return {"seconds": taken[0], "seconds_without": taken[1], "ratio": ratio.to_json()}
+    return taken
+
+
+def compared(seconds: Sequence[float], without: Sequence[float], *, settings: Settings) -> dict[str, Any]:
+    """Of a lever's row: what was measured."""
+    ratio = median_ratio(seconds, without, draws=settings.bootstrap, seed=settings.seed)
+    return {"seconds": list(seconds), "seconds_without": list(without), "ratio": ratio.to_json()}
 
 
 class Levers:
@@ -123,6 +127,7 @@ class Levers:
 
     def __init__(self, policy: Policy, shape: Shape, groups: Sequence[Group]) -> None:
         self._policy, self._shape, self._groups = policy, shape, groups
+        self._plain_norms = copy.deepcopy(policy.model)
         fuse_norms(policy.model)
         together = [(group.prompt_ids, response) for group in groups for response in group.responses]
         # Neighbours with other prompts: nothing is shared.
@@ -151,7 +156,7 @@ class Levers:
         return Lever(
             "no padding but in attention",
             f"rows padded to the longest of {ROWS} of like lengths",
-            lambda: self._train(map(pack, self._apart)),
+            lambda: self._train(self._apart),
             lambda: self._train_padded(padded),
             sum(self._padded_operations(rows) for rows in padded) / self._operations(self._apart),
         )
@@ -161,14 +166,14 @@ class Levers:
             "a prompt once for all its responses, packed",
             "packed, with its prompt before every response",
             self.step,
-            lambda: self._train(map(pack, self._apart)),
+            lambda: self._train(self._apart),
             self._operations(self._apart) / self._operations(self._shared),
         )
 
     def like_lengths(self) -> Lever:
         def off() -> None:
             with changed(packing, "LIKE", 0.0):
-                self._train(map(pack, self._shared))
+                self._train(self._shared)
 
         with changed(packing, "LIKE", 0.0):
             operations = self._operations(self._shared)
@@ -181,44 +186,42 @@ class Levers:
         )
 
     def head_where_needed(self) -> Lever:
-        def everywhere(packed: Packed) -> Tensor:
-            hidden_NC = packed_hidden(self._policy.model.get_decoder(), packed)
-            targets_N = packed.ids_N.roll(-1)
+        model = self._policy.model
 
-            def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor]:
-                return (-torch.nn.functional.cross_entropy(self._logits(hidden), targets, reduction="none"),)
+        def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor]:
+            return (-torch.nn.functional.cross_entropy(head_logits(model, hidden), targets, reduction="none"),)
 
-            (logprobs_N,) = over_vocabulary(self._policy.model, read, hidden_NC, targets_N)
-            return logprobs_N[packed.before_M]
+        def off() -> None:
+            for packed in map(pack, self._shared):
+                hidden_NC = packed_hidden(model.get_decoder(), packed)
+                (logprobs_N,) = over_vocabulary(model, read, hidden_NC, packed.ids_N.roll(-1))
+                logprobs_N[packed.before_M].sum().backward()
+            model.zero_grad()
 
         return Lever(
             "LM head only where there is a loss",
             "LM head on every token",
             self.step,
-            lambda: self._train(map(pack, self._shared), everywhere),
+            off,
             self._operations(self._shared, everywhere=True) / self._operations(self._shared),
         )
 
     def fused_norms(self) -> Lever:
-        own = copy.deepcopy(self._policy.model)
-        for module in own.modules():
-            if type(module).__name__.startswith("Fused"):
-                module.__class__ = type(module).__bases__[1]
         return Lever(
             "norms with a gradient of few passes",
             "norms as the model writes them",
             self.step,
-            lambda: self._train(map(pack, self._shared), lambda p: predicted_logprobs(own, p, temperature=1.0)),
+            lambda: self._train(self._shared, self._plain_norms),
             None,
         )
 
     def compiled(self) -> Lever:
-        own = copy.deepcopy(self._policy.model)
-        for layer in own.get_decoder().layers:
+        compiled = copy.deepcopy(self._policy.model)
+        for layer in compiled.get_decoder().layers:
             layer.mlp = torch.compile(layer.mlp, dynamic=True)
 
         def on() -> None:
-            self._train(map(pack, self._shared), lambda packed: predicted_logprobs(own, packed, temperature=1.0))
+            self._train(self._shared, compiled)
 
         started = time.perf_counter()
         on()
@@ -241,7 +244,7 @@ class Levers:
     def no_old_pass(self) -> Lever:
         def off() -> None:
             score(self._policy.model, self._responses, micro_batch_tokens=TOKENS, temperature=1.0)
-            self._train(map(pack, self._shared))
+            self._train(self._shared)
 
         return Lever(
             "no pass of its own for old log-probabilities on-policy",
@@ -257,14 +260,13 @@ class Levers:
         return Lever(
             "groups without a signal not trained on (half of them)",
             "all groups trained on",
-            lambda: self._train(map(pack, half)),
+            lambda: self._train(half),
             self.step,
             self._operations(self._shared) / self._operations(half),
         )
 
     def one_prefill(self) -> Lever:
-        size = len(self._groups[0].responses)
-        prompts = [Request(str(i), group.prompt_ids) for i, group in enumerate(self._groups)]
+        prompts, size = self._requests()
         return Lever(
             "rollouts: a prompt read once for all its samples",
             "each sample a request of its own",
@@ -274,10 +276,9 @@ class Levers:
         )
 
     def ended_rows_leave(self) -> Lever:
-        size, vocabulary = len(self._groups[0].responses), self._shape.vocabulary
-        prompts = [Request(str(i), group.prompt_ids) for i, group in enumerate(self._groups)]
+        prompts, size = self._requests()
         # Every thirtieth token ends a response: lengths are about geometric.
-        stops = tuple(range(0, vocabulary, 30))
+        stops = tuple(range(0, self._shape.vocabulary, 30))
         lengths = self._sample(prompts, size, stops)
 
         def off() -> None:
@@ -294,22 +295,21 @@ class Levers:
 
     def step(self) -> None:
         """Both passes of an update on given responses, with every lever."""
-        self._train(map(pack, self._shared))
+        self._train(self._shared)
 
     # What they are made of.
 
-    def _logits(self, hidden_MC: Tensor) -> Tensor:
-        return head_logits(self._policy.model, hidden_MC)
+    def _requests(self) -> tuple[list[Request], int]:
+        """One for each prompt, and how many samples of it are wanted."""
+        requests = [Request(str(i), group.prompt_ids) for i, group in enumerate(self._groups)]
+        return requests, len(self._groups[0].responses)
 
-    def _logprobs(self, packed: Packed) -> Tensor:
-        return predicted_logprobs(self._policy.model, packed, temperature=1.0)
-
-    def _train(self, batches: Iterable[Packed], logprobs: Callable[[Packed], Tensor] | None = None) -> None:
+    def _train(self, batches: Sequence[Sequence[Response]], model: PreTrainedModel | None = None) -> None:
         """Forward and backward passes of a policy gradient with weights of 1."""
-        for packed in batches:
-            find = logprobs or self._logprobs
-            find(packed).sum().backward()
-        self._policy.model.zero_grad()
+        trained = self._policy.model if model is None else model
+        for packed in map(pack, batches):
+            predicted_logprobs(trained, packed, temperature=1.0).sum().backward()
+        trained.zero_grad()
 
     def _train_padded(self, batches: Sequence[Sequence[Response]]) -> None:
         for rows in batches:
@@ -319,13 +319,13 @@ class Levers:
             places = [(b, t) for b, (prompt, _) in enumerate(rows) for t in range(len(prompt), len(whole[b]))]
             row_M, column_M = torch.tensor(places).unbind(1)
             hidden_BTC = self._policy.model.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
-            logits_MV = self._logits(hidden_BTC[row_M, column_M - 1])
+            logits_MV = head_logits(self._policy.model, hidden_BTC[row_M, column_M - 1])
             torch.nn.functional.cross_entropy(logits_MV, ids_BT[row_M, column_M], reduction="sum").backward()
         self._policy.model.zero_grad()
 
     def _padded_operations(self, rows: Sequence[Response]) -> float:
         width = len(rows[0][0]) + len(rows[0][1])
-        return executed(
+        return executed_operations(
             self._shape,
             tokens=len(rows) * width,
             pairs=len(rows) * width * width,
@@ -338,7 +338,7 @@ class Levers:
             tokens = len(packed.ids_N)
             prompts = (0 if b.prompt_PS is None else b.prompt_PS.shape[1] for b in packed.layout.buckets)
             pairs = sum(b.rows * b.width * (b.width + s) for b, s in zip(packed.layout.buckets, prompts, strict=True))
-            total += executed(
+            total += executed_operations(
                 self._shape, tokens=tokens, pairs=pairs, scored=tokens if everywhere else len(packed.wanted_M)
             )
         return total
@@ -350,12 +350,6 @@ class Levers:
         generation = config.Generation(temperature=1.0, max_new_tokens=longest)
         rollouts = engine.generate(requests, samples=samples, generation=generation, seed=0, stop_ids=stops)
         return [len(rollout.response_ids) for rollout in rollouts]
-
-
-def executed(shape: Shape, *, tokens: int, pairs: int, scored: int) -> float:
-    """Floating-point operations of a forward pass, as benchmarks.arithmetic counts them, over `pairs` of attention."""
-    attention = 4 * shape.layers * shape.attention_width * pairs
-    return float(2 * shape.body * tokens + attention + 2 * shape.vocabulary * shape.hidden * scored)
 
 
 def micro_batches(responses: Sequence[Response]) -> list[list[Response]]:

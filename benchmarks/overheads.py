@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.side import BenchmarkError
+from posttrain.compare import stage_of, stage_runs
 from posttrain.mlflow_sink import open_store
 
 PARTS = ("generate", "reward", "update", "sync")
@@ -30,9 +31,7 @@ def measure_overheads(uri: str, experiment: str) -> dict[str, Any]:
     client, experiment_id = open_store(uri, experiment)
     parents = client.search_runs([experiment_id], "tags.kind = 'chain'", order_by=["start_time DESC"])
     for parent in parents:
-        children = client.search_runs(
-            [experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", order_by=["start_time ASC"]
-        )
+        children = sorted(stage_runs(client, experiment_id, parent), key=lambda run: run.info.start_time)
         ended = parent.info.end_time and children and all(run.info.end_time for run in children)
         if ended and children[0].data.tags.get("dvc.cached") != "true":
             return report(client, parent, children)
@@ -46,7 +45,7 @@ def report(client: Any, parent: Any, children: Sequence[Any]) -> dict[str, Any]:
         sums = {name: _summed(client, run, f"time/{name}") for name in ("step", *PARTS)}
         stages.append(
             StageSeconds(
-                str(run.data.tags.get("stage", run.info.run_name)),
+                stage_of(run),
                 (run.info.start_time - end) / 1000,
                 (run.info.end_time - run.info.start_time) / 1000,
                 sums["step"],

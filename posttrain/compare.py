@@ -24,7 +24,7 @@ def compare(uri: str, experiment: str, *, metrics: tuple[str, ...] = SHOWN) -> T
     parents = client.search_runs([experiment_id], "tags.kind = 'chain'", order_by=["start_time DESC"], max_results=2)
     if len(parents) < 2:
         raise StageError(f"{experiment}: {len(parents)} executions recorded, wanted two")
-    newer, older = ({_stage(run): run for run in _children(client, experiment_id, parent)} for parent in parents)
+    newer, older = ({stage_of(run): run for run in stage_runs(client, experiment_id, parent)} for parent in parents)
     table = Table(title=f"{parents[1].info.run_name} -> {parents[0].info.run_name}   (* cached)", title_justify="left")
     table.add_column("stage")
     for name in metrics:
@@ -36,11 +36,13 @@ def compare(uri: str, experiment: str, *, metrics: tuple[str, ...] = SHOWN) -> T
     return table
 
 
-def _children(client: Any, experiment_id: str, parent: Any) -> list[Any]:
+def stage_runs(client: Any, experiment_id: str, parent: Any) -> list[Any]:
+    """The runs of an execution's stages."""
     return list(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"))
 
 
-def _stage(run: Any) -> str:
+def stage_of(run: Any) -> str:
+    """The stage that a run is of."""
     return str(run.data.tags.get("stage", run.info.run_name))
 
 

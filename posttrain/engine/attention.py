@@ -116,10 +116,7 @@ def _attend(
     """(R W, Q, D) of the bucket's rows. `own`: their keys and values (R W, H, D); `everyone`: those of all tokens."""
     query_RQWD = _rows(query, bucket)
     keys, values = (_with_prompts(_rows(a, bucket), b, bucket) for a, b in zip(own, everyone, strict=True))
-    mask = None
-    if bucket.seen_R1WK is not None:
-        mask = torch.zeros(bucket.seen_R1WK.shape, dtype=query.dtype, device=query.device)
-        mask = mask.masked_fill_(~bucket.seen_R1WK, float("-inf"))
+    mask = bucket.seen_R1WK
     grouped = keys.shape[1] != query_RQWD.shape[1]
     if grouped and mask is not None and query.is_cuda:
         # The kernels for a mask there want as many key-value heads as query heads.

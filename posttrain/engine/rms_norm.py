@@ -1,8 +1,8 @@
 """RMS normalisation with a gradient of few passes over memory, for fp32 on a CPU.
 
-As models write it, autograd keeps and visits every intermediate result: at a width of 128 the norms take a tenth of a
-training step. The gradient is that of layer normalisation around a mean of zero, for which torch has one kernel, plus
-what that kernel subtracts for a mean that depends on the input.
+As models write it, autograd keeps and visits every intermediate result. The gradient is that of layer normalisation
+around a mean of zero, for which torch has one kernel, plus what that kernel subtracts for a mean that depends on the
+input.
 
 Shapes: (..., C), C width.
 """

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.arithmetic import Shape
-from benchmarks.levers import Levers, changed, compare, cut, executed
+from benchmarks.arithmetic import Shape, executed_operations
+from benchmarks.levers import Levers, changed, cut, in_turns
 from benchmarks.levers_page import levers_section
 from benchmarks.profile import BETWEEN, REST, kind_of, seconds_by_kind
 from benchmarks.world import shape_of
@@ -22,8 +22,8 @@ def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers):
     found = list(levers.all())
     assert len({lever.name for lever in found}) == len(found) >= 10
     for lever in found:
-        row = compare(lever, pairs=1, draws=10, seed=0)
-        assert len(row["seconds"]) == len(row["seconds_without"]) == 1
+        seconds, without = in_turns(lever, pairs=1)
+        assert len(seconds) == len(without) == 1
         assert lever.predicted is None or lever.predicted >= 1.0, lever.name
 
 
@@ -40,7 +40,7 @@ def test_operations_of_shared_and_repeated_prompts_by_hand(levers, work):
 def test_operations_are_counted_over_what_is_executed():
     shape = Shape(body=10, vocabulary=7, hidden=3, layers=2, attention_width=5)
     # 2 per parameter and token, 4 per layer, width and pair, 2 per entry of the head.
-    assert executed(shape, tokens=4, pairs=6, scored=1) == 2 * 10 * 4 + 4 * 2 * 5 * 6 + 2 * 7 * 3
+    assert executed_operations(shape, tokens=4, pairs=6, scored=1) == 2 * 10 * 4 + 4 * 2 * 5 * 6 + 2 * 7 * 3
 
 
 def test_micro_batches_in_order_stay_within_their_tokens(monkeypatch):
