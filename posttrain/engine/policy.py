@@ -33,6 +33,7 @@ from transformers import (
 from posttrain.config import MicroModel
 from posttrain.engine.attention import packed_hidden
 from posttrain.engine.distributed import own_device, rank
+from posttrain.engine.lm_head import project
 from posttrain.engine.packing import Packed
 from posttrain.errors import ModelError
 
@@ -179,7 +180,7 @@ def predicting_hidden(model: PreTrainedModel, packed: Packed) -> Tensor:
 
 def head_logits(model: PreTrainedModel, hidden_MC: Tensor, temperature: float = 1.0) -> Tensor:
     """fp32 logits (M, V), divided by `temperature`."""
-    logits_MV: Tensor = model.get_output_embeddings()(hidden_MC).float()
+    logits_MV = project(model.get_output_embeddings(), hidden_MC).float()
     return logits_MV if temperature == 1.0 else logits_MV / temperature
 
 

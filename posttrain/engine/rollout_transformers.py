@@ -33,6 +33,7 @@ from posttrain.engine.attention import EXTRA_TERMS, refuse_extra_terms, run_deco
 from posttrain.engine.canary import check_canary
 from posttrain.engine.distributed import share_out
 from posttrain.engine.draw import choose
+from posttrain.engine.lm_head import project
 from posttrain.engine.policy import Policy
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import ModelError
@@ -325,7 +326,7 @@ def decode(
     cache.start(rows_P)
     prompt_of_row = np.repeat(np.arange(len(prompts)), rows_P)
     rows, owner_B = len(prompt_of_row), torch.from_numpy(prompt_of_row).to(device)
-    logits_BV, position_B = head(hidden_PC)[owner_B], lengths_P[owner_B]
+    logits_BV, position_B = project(head, hidden_PC)[owner_B], lengths_P[owner_B]
     tokens_BT = torch.zeros((rows, max_new_tokens), dtype=torch.int64, device=device)
     logprobs_BT = torch.zeros((rows, max_new_tokens), dtype=torch.float32, device=device)
     lengths_B = torch.full((rows,), max_new_tokens, dtype=torch.int64, device=device)
@@ -356,7 +357,7 @@ def decode(
         hidden_B1C = _read(model, chosen_B[:, None], position_B[:, None], cache).last_hidden_state
         cache.length += 1
         position_B = position_B + 1
-        logits_BV = head(hidden_B1C[:, 0])
+        logits_BV = project(head, hidden_B1C[:, 0])
     return _collect(tokens_BT, logprobs_BT, lengths_B, stops)
 
 

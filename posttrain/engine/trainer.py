@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from posttrain import config
 from posttrain.engine.distributed import all_max, all_sum, gather_objects, start_processes, world_size
+from posttrain.engine.gated import keep_less
 from posttrain.engine.optimizers import make_optimizer
 from posttrain.engine.policy import DTYPES
 from posttrain.engine.rms_norm import fuse_norms
@@ -97,6 +98,7 @@ class Trainer:
         self._total_steps = total_steps
         self._stage = max(engine.zero_stage, 2) if engine.precision == "bf16" else engine.zero_stage
         fuse_norms(model)
+        keep_less(model)
         # ZeRO 3 takes the weights out of the module it trains, so it gets its own.
         self._trained = copy.deepcopy(model) if self._stage == 3 else model
         self._optimizer = make_optimizer(self._trained, optimizer=optimizer, partitioned=self._stage > 0)
