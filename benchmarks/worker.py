@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.settings import Case, load_settings
 from benchmarks.turns import PipeTurns, Stopped
 from benchmarks.world import Work, make_groups, plain_tokens, profile_params
-from posttrain.lean_imports import install
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,6 @@ def main() -> int:
 def run_of(order: Order) -> Any:
     """The side's function; the other side's libraries are not imported."""
     if order.side == "ours":
-        install()  # as every stage does
         from benchmarks.ours import RUNS
     else:
         from benchmarks.peer import RUNS
