@@ -1,10 +1,11 @@
-"""python -m benchmarks [--model NAME] [--case NAME ...] [--startup] [--levers] [--growth] [--chain] [--page]
+"""python -m benchmarks [--model NAME] [--case NAME ...] [--startup] [--levers [PART ...]] [--growth] [--chain] [--page]
 
 Measures and writes docs/performance.md.
 
 Ours against TRL, case by case; and, each alone with its flag: what a process costs before it does anything
-(`--startup`), what each of our levers is worth (`--levers`), how one of our updates grows with the model and the step
-(`--growth`), and where the seconds of the last `make run` in this folder went (`--chain`).
+(`--startup`), what each of our levers is worth (`--levers`, or `--levers norms head` for those with such names), how
+one of our updates grows with the model and the step (`--growth`), and where the seconds of the last `make run` in this
+folder went (`--chain`).
 
 Each result is kept in reports/benchmarks/<device>/<model>-<case>.json, so that the page also shows what was measured
 before; `--page` measures nothing. Sizes and numbers stand in benchmarks/params.yaml.
@@ -34,6 +35,7 @@ from benchmarks.startup import measure_startup
 from benchmarks.world import prepare_model, profile_params, shape_of, source_of_weights
 from posttrain.config import ConfigError, load_params
 from posttrain.errors import ModelError
+from posttrain.evals.inputs import Source
 from posttrain.files import rounded, write_atomic
 from posttrain.records import DataError
 from posttrain.system import load_system
@@ -87,7 +89,7 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=list(settings.models))
     parser.add_argument("--case", choices=CASES, nargs="+")
     parser.add_argument("--startup", action="store_true")
-    parser.add_argument("--levers", action="store_true")
+    parser.add_argument("--levers", nargs="*", metavar="PART_OF_NAME")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--chain", action="store_true")
     parser.add_argument("--page", action="store_true")
@@ -96,7 +98,8 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
 
 def run(wanted: argparse.Namespace, settings: Settings, machine: dict[str, Any], note: Note) -> list[str]:
     """Measure what is wanted, or everything, and keep the results; the failures."""
-    alone = wanted.startup or wanted.levers or wanted.growth or wanted.chain
+    levers = wanted.levers is not None
+    alone = wanted.startup or levers or wanted.growth or wanted.chain
     everything = not (wanted.model or wanted.case or alone)
     failures: list[str] = []
     if wanted.startup or everything:
@@ -106,9 +109,11 @@ def run(wanted: argparse.Namespace, settings: Settings, machine: dict[str, Any],
         uri, experiment = store_uri(load_system()), f"posttrain/{load_params().profile}"
         keep("chain", machine, measure_overheads(uri, experiment))
         note("seconds of the last run of the chain read")
-    if wanted.levers or everything:
+    if levers or everything:
         for name in [wanted.model] if wanted.model else LEVERS_OF:
-            result = measure_levers(settings, SETTINGS, name, model_folder(settings, name))
+            result = measure_levers(settings, SETTINGS, name, model_folder(settings, name), wanted.levers or ())
+            if wanted.levers:
+                result = with_others(read_results(REPORTS).get(machine["kind"], {}).get(f"{name}-levers"), result)
             keep(f"{name}-levers", machine, result)
             note(f"{name}: levers measured")
     if wanted.growth or everything:
@@ -119,6 +124,15 @@ def run(wanted: argparse.Namespace, settings: Settings, machine: dict[str, Any],
     for name in ([wanted.model] if wanted.model else settings.models) if cases else []:
         failures += run_model(name, wanted.case or CASES, settings, machine, note)
     return failures
+
+
+def with_others(before: Source | None, result: dict[str, Any]) -> dict[str, Any]:
+    """Levers just measured, in the places that they had among those measured before. Raises BenchmarkError at none."""
+    if not result["levers"]:
+        raise BenchmarkError("no lever has such a name; wanted: part of a name in docs/performance.md")
+    new = {lever["name"]: lever for lever in result["levers"]}
+    old = {} if before is None else {lever["name"]: lever for lever in before.need("levers")}
+    return result | {"levers": list((old | new).values())}
 
 
 def write_page(settings: Settings) -> None:

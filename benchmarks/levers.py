@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.arithmetic import BACKWARD, Shape, executed_operations, median_ratio
-from benchmarks.profile import seconds_by_kind
+from benchmarks.profile import heap_in_use, seconds_by_kind
 from benchmarks.rates import fastest
 from benchmarks.settings import Settings, load_settings
 from benchmarks.side import run_json, worker_environment
 from benchmarks.world import Group, make_groups, shape_of
 from posttrain import config
-from posttrain.engine import packing, rollout_transformers
+from posttrain.engine import lm_head, packing, rollout_transformers
 from posttrain.engine.attention import packed_hidden
+from posttrain.engine.gated import keep_less
 from posttrain.engine.packing import Response, pack, plan
 from posttrain.engine.policy import Policy, head_logits, load_policy, over_vocabulary, predicted_logprobs
 from posttrain.engine.rms_norm import fuse_norms
@@ -42,6 +43,7 @@ from posttrain.system import ALLOCATOR
 
 TOKENS = 4096
 """Of a micro-batch."""
+ALLOCATOR_LEVER = "allocator keeps large blocks"
 ROWS = 32
 """Of a padded micro-batch."""
 BOTH_WAYS = 1 + BACKWARD
@@ -59,30 +61,47 @@ class Lever:
     predicted: float | None
     own_cost: float | None = None
     """Seconds that it takes once, before it saves any."""
+    kept: tuple[int, int] | None = None
+    """Bytes that a forward pass keeps for the backward pass, with and without it."""
 
 
-def measure_levers(settings: Settings, file: Path, model: str, folder: Path) -> dict[str, Any]:
-    """All levers and a profile of a step: in a process of its own, and for the allocator in one per measurement."""
-    order = {"settings": str(file), "model": model, "folder": str(folder)}
+def measure_levers(
+    settings: Settings, file: Path, model: str, folder: Path, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Levers and a profile of a step: in a process of its own, and for the allocator in one per measurement.
+
+    `only`: parts of the names of those wanted; none: all.
+    """
+    order = {"settings": str(file), "model": model, "folder": str(folder), "only": list(only)}
     measured = run_json("benchmarks.levers", [json.dumps(order)], deadline=settings.deadline)
+    size = settings.models[model].cases["grpo_update"].model_dump(mode="json")
+    allocator = [allocator_lever(settings, order)] if is_wanted(ALLOCATOR_LEVER, only) else []
+    return measured | {"levers": [*allocator, *measured["levers"]], "model": model, "size": size}
+
+
+def is_wanted(name: str, only: Sequence[str]) -> bool:
+    return not only or any(part in name for part in only)
+
+
+def allocator_lever(settings: Settings, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Its row; the allocator's settings are read when a process starts."""
     tuned, plain = worker_environment(), worker_environment()
     for name in ALLOCATOR:
         del plain[name]
     taken: list[list[float]] = [[], []]
     for _ in range(settings.pairs):
         for side, variables in enumerate((tuned, plain)):
-            arguments = [json.dumps(order | {"step_only": True})]
+            arguments = [json.dumps({**order, "step_only": True})]
             found = run_json("benchmarks.levers", arguments, deadline=settings.deadline, variables=variables)
             taken[side].append(found["seconds"])
-    allocator = {
-        "name": "allocator keeps large blocks",
+    return {
+        "name": ALLOCATOR_LEVER,
         "instead": "the allocator's defaults: blocks go back to the kernel at every free",
         "predicted": None,
         "own_cost": None,
+        "kept": None,
         **compared(*taken, settings=settings),
     }
-    size = settings.models[model].cases["grpo_update"].model_dump(mode="json")
-    return measured | {"levers": [allocator, *measured["levers"]], "model": model, "size": size}
 
 
 def main() -> None:
@@ -96,11 +115,11 @@ def main() -> None:
     if order.get("step_only"):
         print(json.dumps({"seconds": fastest(bench.step, seconds=STEP_SECONDS)}))
         return
-    rows = [
-        {"name": lever.name, "instead": lever.instead, "predicted": lever.predicted, "own_cost": lever.own_cost}
-        | compared(*in_turns(lever, pairs=settings.pairs), settings=settings)
-        for lever in bench.all()
-    ]
+    rows = []
+    for lever in (lever for lever in bench.all() if is_wanted(lever.name, order["only"])):
+        said: dict[str, Any] = {"name": lever.name, "instead": lever.instead, "predicted": lever.predicted}
+        said |= {"own_cost": lever.own_cost, "kept": lever.kept}
+        rows.append(said | compared(*in_turns(lever, pairs=settings.pairs), settings=settings))
     print(json.dumps({"levers": rows, "profile": seconds_by_kind(bench.step)}))
 
 
@@ -127,8 +146,11 @@ class Levers:
 
     def __init__(self, policy: Policy, shape: Shape, groups: Sequence[Group]) -> None:
         self._policy, self._shape, self._groups = policy, shape, groups
-        self._plain_norms = copy.deepcopy(policy.model)
-        fuse_norms(policy.model)
+        self._plain_norms, self._plain_gated = copy.deepcopy(policy.model), copy.deepcopy(policy.model)
+        for model in (policy.model, self._plain_norms):
+            keep_less(model)
+        for model in (policy.model, self._plain_gated):
+            fuse_norms(model)
         together = [(group.prompt_ids, response) for group in groups for response in group.responses]
         # Neighbours with other prompts: nothing is shared.
         apart = [(group.prompt_ids, group.responses[i]) for i in range(len(groups[0].responses)) for group in groups]
@@ -141,7 +163,10 @@ class Levers:
         yield self.one_prompt()
         yield self.like_lengths()
         yield self.head_where_needed()
+        if self._shape.vocabulary >= lm_head.LARGE:
+            yield self.head_by_blocks()
         yield self.fused_norms()
+        yield self.lean_gates()
         if shutil.which("g++"):
             yield self.compiled()
         yield self.fused_optimizer()
@@ -206,6 +231,13 @@ class Levers:
             self._operations(self._shared, everywhere=True) / self._operations(self._shared),
         )
 
+    def head_by_blocks(self) -> Lever:
+        def off() -> None:
+            with changed(lm_head, "LARGE", float("inf")):
+                self.step()
+
+        return Lever("LM head by blocks of the vocabulary", "one product with all its weights", self.step, off, None)
+
     def fused_norms(self) -> Lever:
         return Lever(
             "norms with a gradient of few passes",
@@ -215,8 +247,18 @@ class Levers:
             None,
         )
 
+    def lean_gates(self) -> Lever:
+        return Lever(
+            "feed-forward parts compute activation and product again",
+            "both are kept for the backward pass",
+            self.step,
+            lambda: self._train(self._shared, self._plain_gated),
+            None,
+            kept=(self._kept(self._policy.model), self._kept(self._plain_gated)),
+        )
+
     def compiled(self) -> Lever:
-        compiled = copy.deepcopy(self._policy.model)
+        compiled = copy.deepcopy(self._plain_gated)
         for layer in compiled.get_decoder().layers:
             layer.mlp = torch.compile(layer.mlp, dynamic=True)
 
@@ -310,6 +352,15 @@ class Levers:
         for packed in map(pack, batches):
             predicted_logprobs(trained, packed, temperature=1.0).sum().backward()
         trained.zero_grad()
+
+    def _kept(self, model: PreTrainedModel) -> int:
+        """Bytes that the forward pass of the first micro-batch leaves for the backward pass."""
+        packed = pack(self._shared[0])
+        before = heap_in_use()
+        logprobs_M = predicted_logprobs(model, packed, temperature=1.0)
+        kept = heap_in_use() - before
+        assert logprobs_M.requires_grad
+        return kept
 
     def _train_padded(self, batches: Sequence[Sequence[Response]]) -> None:
         for rows in batches:

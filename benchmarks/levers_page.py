@@ -13,7 +13,7 @@ Each lever alone, with all others in place: the same work with it and without it
 allocator: in processes of their own); {pairs} pairs. Where nothing else is said the work is the forward and backward
 pass of a GRPO update without the optimizer ({prompts} x {group}, prompts of {prompt_tokens} tokens, responses of up to
 {response_tokens}). Predicted: the ratio of the operations executed, padding included; a dash where a lever saves passes
-over memory or calls, not operations."""
+over memory or calls, not operations. Kept: what the forward pass of one micro-batch leaves for the backward pass."""
 
 OVERHEADS = """\
 Execution {execution} of profile {profile}, {seconds:,.0f} s in all, by its MLflow runs. Before a stage: gates, DVC
@@ -28,7 +28,7 @@ def levers_section(result: Source) -> str:
     numbers = {name: result.need(f"size.{name}") for name in ("prompts", "group", "prompt_tokens", "response_tokens")}
     lines: list[tuple[str, ...]] = [("lever", "without it", "predicted", "measured", "seconds with / without")]
     for lever in levers:
-        ratio, cost = lever["ratio"], lever.get("own_cost")
+        ratio, cost, kept = lever["ratio"], lever.get("own_cost"), lever.get("kept")
         lines.append(
             (
                 lever["name"],
@@ -36,7 +36,8 @@ def levers_section(result: Source) -> str:
                 "-" if lever["predicted"] is None else f"{lever['predicted']:.2f}",
                 f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}]",
                 f"{median(lever['seconds']):.3g} / {median(lever['seconds_without']):.3g}"
-                + (f"; {cost:.0f} s once" if cost is not None else ""),
+                + (f"; {cost:.0f} s once" if cost is not None else "")
+                + ("; {:.0f} / {:.0f} MiB kept".format(*(size / 2**20 for size in kept)) if kept else ""),
             )
         )
     profile = sorted(result.need("profile").items(), key=lambda item: -item[1])

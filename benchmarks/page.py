@@ -43,7 +43,7 @@ interval over them. Pairs of numbers are ours / TRL's. Each side runs through th
     make bench ARGS="--model micro --case sft"  # one case
     make bench ARGS="--startup"                 # what a process costs before it does anything
     make bench ARGS="--growth"                  # how one of our updates grows; about ten minutes on two cores
-    make bench ARGS="--levers"                  # what each of our levers is worth
+    make bench ARGS="--levers"                  # what each of our levers is worth; --levers norms: that one
     make bench ARGS="--chain"                   # where the seconds of the last `make run` went
     make bench ARGS="--page"                    # only this page, from reports/benchmarks
 
@@ -56,7 +56,8 @@ PEER = """\
 
 The fastest that we know: `sdpa` attention, no gradient checkpointing, fused AdamW, no reference model in GRPO (`beta`
 0), no dropout, no evaluation, no checkpoints; packing by best-fit decreasing, which TRL flattens to one row; the
-allocator and thread settings of `posttrain.system`, which no peer has by itself. How many rows go through one forward
+allocator and thread settings of `posttrain.system`, and starts without optional imports that nobody uses
+(`posttrain.lean_imports`), none of which a peer has by itself. How many rows go through one forward
 pass and in which precision (fp32; where the machine multiplies in bf16 also `mixed`: fp32 weights under autocast, and
 `bf16`: weights and optimizer without fp32 master weights, which loses small updates) is tried out for each case in the
 same run, and the fastest is what we compare with. Ours has fp32 master weights wherever it runs in bf16. Both sides

@@ -1,7 +1,8 @@
-"""Where the seconds of a piece of work go, by kind of operator."""
+"""Where the seconds of a piece of work go, by kind of operator; and how much memory is in use."""
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping
 
@@ -44,3 +45,22 @@ def kind_of(operator: str) -> str:
         if name in parts or (kind != "matrix products" and any(part.strip("_") in name for part in parts)):
             return kind
     return REST
+
+
+class _MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def heap_in_use() -> int:
+    """Bytes that this process has allocated and not freed: by glibc's malloc, in blocks of the heap and beside it."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _MallocInfo
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 _BLOCK = 1024
 """Tokens of the vocabulary in one product."""
-_LARGE = 8 * _BLOCK
+LARGE = 8 * _BLOCK
 """Vocabulary from which blocks are used."""
 
 
@@ -50,5 +50,5 @@ def _pays(head: nn.Module, hidden_MC: Tensor) -> bool:
         return False
     weight = head.weight
     # Under ZeRO 3 the weight is there only while its own module runs: until then it has one dimension.
-    whole = weight.dim() == 2 and len(weight) >= _LARGE
+    whole = weight.dim() == 2 and len(weight) >= LARGE
     return whole and hidden_MC.device.type == "cpu" and hidden_MC.dtype == weight.dtype == torch.float32

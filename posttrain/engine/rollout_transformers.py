@@ -46,7 +46,7 @@ _LEAVE_SHARE = 0.125
 
 
 class SharedPromptCache(Cache):
-    """Keys and values of the prompts (P, H, S, D), once each, and of the responses (B, H, room, D)."""
+    """Keys (P, H, D, S) and values (P, H, S, D) of the prompts, once each, and of the responses (B, H, room, D)."""
 
     def __init__(self, lengths_P: Tensor) -> None:
         super().__init__(layers=[])
@@ -64,7 +64,8 @@ class SharedPromptCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if self.length < 0:
-            self.prompts.append((key_states, value_states))
+            # As the products of every step want them.
+            self.prompts.append((key_states.transpose(2, 3).contiguous(), value_states.contiguous()))
             return key_states, value_states
         keys, values = self.own[layer_idx]
         keys[:, :, self.length] = key_states[:, :, 0]
@@ -80,8 +81,9 @@ class SharedPromptCache(Cache):
         self._place([prompt for prompt, rows in enumerate(rows_P) for _ in range(rows)])
         rows = sum(rows_P)
         for keys, values in self.prompts:
-            shape = (rows, keys.shape[1], _FIRST_ROOM, keys.shape[3])
-            self.own.append((keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[3]))))
+            heads, width = keys.shape[1:3]
+            own_values = values.new_empty((rows, heads, _FIRST_ROOM, values.shape[3]))
+            self.own.append((keys.new_empty((rows, heads, _FIRST_ROOM, width)), own_values))
 
     def _place(self, prompt_of_row: Sequence[int]) -> None:
         counts = np.bincount(prompt_of_row, minlength=len(self.prompts[0][0]))
@@ -145,10 +147,10 @@ def shared_prompt_attention(
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
     rows, query_heads, _, width = query.shape
     prompt_keys, prompt_values = cache.prompts[module.layer_idx]  # type: ignore[index]
-    prompts, heads, prompt_tokens, _ = prompt_keys.shape
+    prompts, heads, _, prompt_tokens = prompt_keys.shape
     per_head = query_heads // heads
     query_BHRD = (query * scaling).view(rows, heads, per_head, width)
-    shared = _to_grid(query_BHRD, cache, prompts) @ prompt_keys.transpose(2, 3)
+    shared = _to_grid(query_BHRD, cache, prompts) @ prompt_keys
     if cache.absent_P11S is not None:
         shared = shared.masked_fill_(cache.absent_P11S, float("-inf"))
     scores = torch.cat([_from_grid(shared, cache, per_head), query_BHRD @ key.transpose(2, 3)], dim=-1)

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from benchmarks.__main__ import with_others
 from benchmarks.arithmetic import Shape, executed_operations
-from benchmarks.levers import Levers, changed, cut, in_turns
+from benchmarks.levers import Levers, changed, cut, in_turns, is_wanted
 from benchmarks.levers_page import levers_section
-from benchmarks.profile import BETWEEN, REST, kind_of, seconds_by_kind
+from benchmarks.profile import BETWEEN, REST, heap_in_use, kind_of, seconds_by_kind
+from benchmarks.side import BenchmarkError
 from benchmarks.world import shape_of
 from posttrain.engine import packing
+from posttrain.engine.packing import pack
 from posttrain.engine.policy import load_policy
 from posttrain.evals.inputs import Source
 
@@ -20,11 +23,20 @@ def levers(work):
 
 def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers):
     found = list(levers.all())
-    assert len({lever.name for lever in found}) == len(found) >= 10
+    assert len({lever.name for lever in found}) == len(found) >= 11
     for lever in found:
         seconds, without = in_turns(lever, pairs=1)
         assert len(seconds) == len(without) == 1
         assert lever.predicted is None or lever.predicted >= 1.0, lever.name
+
+
+def test_lean_feed_forward_parts_keep_two_wide_tensors_less(levers, work):
+    """Of every layer: the activation and the product, in fp32."""
+    config = levers._policy.model.config
+    tokens = len(pack(levers._shared[0]).ids_N)
+    wide = 4 * tokens * config.intermediate_size
+    kept, without = levers.lean_gates().kept
+    assert without - kept == pytest.approx(2 * wide * config.num_hidden_layers, rel=0.1)
 
 
 def test_operations_of_shared_and_repeated_prompts_by_hand(levers, work):
@@ -83,12 +95,36 @@ def test_the_kinds_make_up_the_whole():
     assert seconds["matrix products"] > 0 and seconds["attention"] == 0
 
 
+def test_levers_by_a_part_of_their_name_take_the_place_of_those_measured_before():
+    assert is_wanted("norms with few passes", ["norms", "head"]) and is_wanted("any", [])
+    assert not is_wanted("allocator", ["norms", "head"])
+    before = Source("x.json", {"levers": [{"name": "a", "seconds": 1}, {"name": "b", "seconds": 2}], "profile": 1})
+    found = with_others(before, {"levers": [{"name": "b", "seconds": 3}, {"name": "c", "seconds": 4}], "profile": 5})
+    assert [(lever["name"], lever["seconds"]) for lever in found["levers"]] == [("a", 1), ("b", 3), ("c", 4)]
+    assert found["profile"] == 5
+    assert with_others(None, {"levers": [{"name": "c"}]}) == {"levers": [{"name": "c"}]}
+    with pytest.raises(BenchmarkError, match="no lever has such a name"):
+        with_others(before, {"levers": []})
+
+
+def test_memory_in_use_counts_a_tensor_until_it_is_freed():
+    before = heap_in_use()
+    block = torch.zeros(2**20)
+    assert 2**22 <= heap_in_use() - before < 2**22 + 2**16
+    del block
+    assert abs(heap_in_use() - before) < 2**16
+
+
 def test_the_section_says_what_was_measured_and_sorts_the_profile():
     row = {"name": "a lever", "instead": "without", "predicted": 1.5, "own_cost": 11.2, "seconds": [1.0, 3.0, 2.0]}
-    row |= {"seconds_without": [4.0, 4.0, 5.0], "ratio": {"value": 2.0, "low": 1.3, "high": 4.0}}
+    row |= {
+        "kept": [3 * 2**20, 5 * 2**20],
+        "seconds_without": [4.0, 4.0, 5.0],
+        "ratio": {"value": 2.0, "low": 1.3, "high": 4.0},
+    }
     size = {"prompts": 3, "group": 2, "prompt_tokens": 5, "response_tokens": 7}
     profile = {"attention": 1.0, "matrix products": 3.0, "optimizer": 0.0}
     text = levers_section(Source("x.json", {"levers": [row], "profile": profile, "model": "micro", "size": size}))
-    assert "| a lever | without | 1.50 | **2.00** [1.30, 4.00] | 2 / 4; 11 s once |" in text
+    assert "| a lever | without | 1.50 | **2.00** [1.30, 4.00] | 2 / 4; 11 s once; 3 / 5 MiB kept |" in text
     assert text.index("| matrix products | 3 | 75 |") < text.index("| attention | 1 | 25 |")
     assert "optimizer |" not in text and "3 pairs" in text
