@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.growth import measure_growth
 from benchmarks.growth_figure import pictures
-from benchmarks.levers import measure_levers
+from benchmarks.lever import measure_levers
 from benchmarks.machine import describe
 from benchmarks.measure import Bench, Choice, Note, choose_peer, gate, measure
 from benchmarks.overheads import measure_overheads

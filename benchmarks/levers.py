@@ -13,9 +13,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.arithmetic import BACKWARD, Shape, executed_operations, median_ratio
+from benchmarks.arithmetic import BACKWARD, Shape, executed_operations
+from benchmarks.lever import Lever, compared, in_turns, is_wanted
 from benchmarks.profile import heap_in_use, seconds_by_kind
 from benchmarks.rates import fastest
-from benchmarks.settings import Settings, load_settings
-from benchmarks.side import run_json, worker_environment
+from benchmarks.settings import load_settings
 from benchmarks.world import Group, make_groups, shape_of
 from posttrain import config
 from posttrain.engine import lm_head, packing, rollout_transformers
@@ -39,69 +38,14 @@ from posttrain.engine.rms_norm import fuse_norms
 from posttrain.engine.rollout import Request
 from posttrain.engine.rollout_transformers import TransformersEngine
 from posttrain.loops.scoring import score
-from posttrain.system import ALLOCATOR
 
 TOKENS = 4096
 """Of a micro-batch."""
-ALLOCATOR_LEVER = "allocator keeps large blocks"
 ROWS = 32
 """Of a padded micro-batch."""
 BOTH_WAYS = 1 + BACKWARD
 STEP_SECONDS = 5.0
 """For which a step is repeated where it alone is timed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lever:
-    name: str
-    instead: str
-    """What is done without it."""
-    on: Callable[[], object]
-    off: Callable[[], object]
-    predicted: float | None
-    own_cost: float | None = None
-    """Seconds that it takes once, before it saves any."""
-    kept: tuple[int, int] | None = None
-    """Bytes that a forward pass keeps for the backward pass, with and without it."""
-
-
-def measure_levers(
-    settings: Settings, file: Path, model: str, folder: Path, only: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Levers and a profile of a step: in a process of its own, and for the allocator in one per measurement.
-
-    `only`: parts of the names of those wanted; none: all.
-    """
-    order = {"settings": str(file), "model": model, "folder": str(folder), "only": list(only)}
-    measured = run_json("benchmarks.levers", [json.dumps(order)], deadline=settings.deadline)
-    size = settings.models[model].cases["grpo_update"].model_dump(mode="json")
-    allocator = [allocator_lever(settings, order)] if is_wanted(ALLOCATOR_LEVER, only) else []
-    return measured | {"levers": [*allocator, *measured["levers"]], "model": model, "size": size}
-
-
-def is_wanted(name: str, only: Sequence[str]) -> bool:
-    return not only or any(part in name for part in only)
-
-
-def allocator_lever(settings: Settings, order: Mapping[str, Any]) -> dict[str, Any]:
-    """Its row; the allocator's settings are read when a process starts."""
-    tuned, plain = worker_environment(), worker_environment()
-    for name in ALLOCATOR:
-        del plain[name]
-    taken: list[list[float]] = [[], []]
-    for _ in range(settings.pairs):
-        for side, variables in enumerate((tuned, plain)):
-            arguments = [json.dumps({**order, "step_only": True})]
-            found = run_json("benchmarks.levers", arguments, deadline=settings.deadline, variables=variables)
-            taken[side].append(found["seconds"])
-    return {
-        "name": ALLOCATOR_LEVER,
-        "instead": "the allocator's defaults: blocks go back to the kernel at every free",
-        "predicted": None,
-        "own_cost": None,
-        "kept": None,
-        **compared(*taken, settings=settings),
-    }
 
 
 def main() -> None:
@@ -121,24 +65,6 @@ def main() -> None:
         said |= {"own_cost": lever.own_cost, "kept": lever.kept}
         rows.append(said | compared(*in_turns(lever, pairs=settings.pairs), settings=settings))
     print(json.dumps({"levers": rows, "profile": seconds_by_kind(bench.step)}))
-
-
-def in_turns(lever: Lever, *, pairs: int) -> list[list[float]]:
-    """Seconds with and without, one after the other, after one of each that does not count."""
-    taken: list[list[float]] = [[], []]
-    for number in range(1 + pairs):
-        for side, work in enumerate((lever.on, lever.off)):
-            started = time.perf_counter()
-            work()
-            if number:
-                taken[side].append(time.perf_counter() - started)
-    return taken
-
-
-def compared(seconds: Sequence[float], without: Sequence[float], *, settings: Settings) -> dict[str, Any]:
-    """Of a lever's row: what was measured."""
-    ratio = median_ratio(seconds, without, draws=settings.bootstrap, seed=settings.seed)
-    return {"seconds": list(seconds), "seconds_without": list(without), "ratio": ratio.to_json()}
 
 
 class Levers:
@@ -356,6 +282,7 @@ class Levers:
     def _kept(self, model: PreTrainedModel) -> int:
         """Bytes that the forward pass of the first micro-batch leaves for the backward pass."""
         packed = pack(self._shared[0])
+        predicted_logprobs(model, packed, temperature=1.0)  # what a first call allocates for good
         before = heap_in_use()
         logprobs_M = predicted_logprobs(model, packed, temperature=1.0)
         kept = heap_in_use() - before
