@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from posttrain.engine.mix_in import mix_in
+
 
 class _Halves:
     """What a part keeps, and the activation for as long as the backward pass is at this part."""
@@ -86,19 +88,12 @@ def keep_less(model: nn.Module) -> int:
 
     Those that compute something else, such as another activation, are left as they are.
     """
-    lean: dict[type[nn.Module], type[nn.Module]] = {}
-    parts = [module for module in model.modules() if _computes_the_same(module)]
-    for module in parts:
-        own = type(module)
-        if own not in lean:
-            lean[own] = type(f"Lean{own.__name__}", (_LeanGated, own), {})
-        module.__class__ = lean[own]
-    return len(parts)
+    return mix_in(model, _LeanGated, _computes_the_same)
 
 
 def _computes_the_same(module: nn.Module) -> bool:
     names = ("gate_proj", "up_proj", "down_proj")
-    if isinstance(module, _LeanGated) or any(type(getattr(module, name, None)) is not nn.Linear for name in names):
+    if any(type(getattr(module, name, None)) is not nn.Linear for name in names):
         return False
     weight: Tensor = module.gate_proj.weight  # type: ignore[union-attr, assignment]
     states = torch.randn((2, weight.shape[1]), generator=torch.Generator().manual_seed(0))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.engine.mix_in import mix_in
+
 _AGREEMENT = 1e-5
 
 
@@ -58,19 +60,12 @@ def fuse_norms(model: nn.Module) -> int:
 
     Those that compute something else, such as a weight that is added to 1, are left as they are.
     """
-    fused: dict[type[nn.Module], type[nn.Module]] = {}
-    norms = [module for module in model.modules() if _computes_the_same(module)]
-    for module in norms:
-        own = type(module)
-        if own not in fused:
-            fused[own] = type(f"Fused{own.__name__}", (_Fused, own), {})
-        module.__class__ = fused[own]
-    return len(norms)
+    return mix_in(model, _Fused, _computes_the_same)
 
 
 def _computes_the_same(module: nn.Module) -> bool:
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if isinstance(module, _Fused) or eps is None or not isinstance(weight, Tensor) or weight.device.type != "cpu":
+    if eps is None or not isinstance(weight, Tensor) or weight.device.type != "cpu":
         return False
     generator = torch.Generator().manual_seed(0)
     states = torch.randn((2, weight.shape[-1]), generator=generator)
