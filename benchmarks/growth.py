@@ -70,7 +70,7 @@ def conditions(growth: Growth, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return {
         "precision": PRECISION,
         "vocabulary": next(iter(shapes.values())).vocabulary,
-        "micro_batch_tokens": profile_params(growth.profile).grpo.micro_batch_tokens,
+        "micro_batch_tokens": profile_params(growth.profile).engine.micro_batch_tokens,
         "warmup": growth.warmup,
         "steps": growth.steps,
         "seconds": growth.seconds,

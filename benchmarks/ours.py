@@ -23,7 +23,7 @@ from posttrain.loops.rl_batch import Collector
 from posttrain.loops.rl_evidence import Evidence
 from posttrain.loops.rl_state import Learner
 from posttrain.loops.rl_stream import Asker
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score
+from posttrain.loops.scoring import score
 from posttrain.loops.sft import run_sft
 from posttrain.records import Problem, Rollout
 from posttrain.rewards.terms import Group
@@ -71,7 +71,7 @@ def dpo(work: Work, turns: Turns) -> None:
     responses = [(group.prompt_ids, response) for group in work.groups for response in group.responses]
 
     def score_again(policy: Policy) -> None:
-        score(policy.model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS, temperature=1.0)
+        score(policy.model, responses, micro_batch_tokens=work.params.engine.micro_batch_tokens, temperature=1.0)
 
     _dpo(work, turns, score_again)
 

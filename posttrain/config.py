@@ -39,6 +39,9 @@ class Engine(Section):
     precision: Literal["fp32", "bf16"]
     """Training: fp32, or bf16 with fp32 master weights. Saved weights have the same type."""
     zero_stage: Annotated[int, Field(ge=0, le=3)]
+    micro_batch_tokens: Count
+    """Tokens per forward pass of whatever trains or scores, a prompt counted once for its responses; a longer sequence
+    has a pass of its own. Memory and speed: no effect on the result beyond rounding."""
     rollout: Literal["transformers", "vllm"]
     rollout_batch: Count
     """Sequences generated at once in process; vLLM batches by itself."""

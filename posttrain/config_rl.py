@@ -238,8 +238,6 @@ class Rl(Section):
     """Passes over each batch of rollouts."""
     minibatches: Count
     """Optimizer steps per pass."""
-    micro_batch_tokens: Count
-    """Tokens per forward pass, a prompt once for its responses: memory, and no effect on the result beyond rounding."""
     generation: Generation
     optimizer: Optimizer
     asynchrony: Asynchrony

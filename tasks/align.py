@@ -22,7 +22,7 @@ from posttrain.loops.preference import run_preference
 from posttrain.loops.preference_methods import METHODS as PREFERENCE_METHODS
 from posttrain.loops.rounds import Summary, run_rounds
 from posttrain.loops.sample import Sample, sample_policy
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, shared_score
+from posttrain.loops.scoring import shared_score
 from posttrain.records import Pair, Problem, read_jsonl
 
 PAIRS = Path("data/preferences/pairs.jsonl")
@@ -57,18 +57,16 @@ def fresh_pairs(job: Job, policy: Policy, number: int) -> list[Pair]:
         engine=job.params.engine,
         machine=job.system,
     )
-    return preference_pairs(
-        groups, policy, section=section, precision=job.params.engine.precision, seed=job.seed + number
-    )
+    return preference_pairs(groups, policy, section=section, engine=job.params.engine, seed=job.seed + number)
 
 
-def divergence(policy: Policy, before: Policy, groups: Sequence[Sequence[Sample]]) -> float:
+def divergence(policy: Policy, before: Policy, groups: Sequence[Sequence[Sample]], *, micro_batch_tokens: int) -> float:
     """KL(policy || before) in nats per response, estimated (k1) on samples of `policy`."""
     responses = [(s.rollout.prompt_ids, s.rollout.response_ids) for group in groups for s in group]
     sums = [
         sum(
             float(row.sum())
-            for row in shared_score(p.model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS, temperature=1)
+            for row in shared_score(p.model, responses, micro_batch_tokens=micro_batch_tokens, temperature=1)
         )
         for p in (policy, before)
     ]
@@ -147,7 +145,9 @@ def main() -> None:
             {
                 "method": section.method.kind,
                 "win_rate": win,
-                "kl_sequence": divergence(policy, before, ours),
+                "kl_sequence": divergence(
+                    policy, before, ours, micro_batch_tokens=job.params.engine.micro_batch_tokens
+                ),
                 "samples": {"before": describe(theirs), "after": describe(ours)},
                 **trained,
             }

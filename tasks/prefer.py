@@ -31,7 +31,7 @@ def sampled_pairs(job: Job, policy: Policy) -> tuple[list[Pair], int]:
         engine=job.params.engine,
         machine=job.system,
     )
-    pairs = preference_pairs(groups, policy, section=section, precision=job.params.engine.precision, seed=job.seed)
+    pairs = preference_pairs(groups, policy, section=section, engine=job.params.engine, seed=job.seed)
     return pairs, len(problems)
 
 

@@ -112,7 +112,7 @@ def run_align_rl(
             samples=section.look_samples,
             generation=numbers.generation,
             seed=seed,
-            micro_batch_tokens=numbers.micro_batch_tokens,
+            micro_batch_tokens=engine.micro_batch_tokens,
         )
         return means(found)
 
@@ -128,7 +128,7 @@ def run_align_rl(
         checkpoints=checkpoints,
         measure=look,
         measure_at={0, numbers.steps} | set(range(0, numbers.steps, section.look_every)),
-        scorers={LEARNED: scored_by(reward_model, policy, micro_batch_tokens=numbers.micro_batch_tokens)},
+        scorers={LEARNED: scored_by(reward_model, policy, micro_batch_tokens=engine.micro_batch_tokens)},
         enough=watch,
     )
     kept = watch.restore(summary["heldout"], reference)

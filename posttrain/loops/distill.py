@@ -31,7 +31,6 @@ from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.rl import summary
 from posttrain.loops.rl_batch import mean
 from posttrain.loops.rl_step import token_ids
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS
 from posttrain.losses.distill import DIVERGENCES
 from posttrain.records import Message, Problem, Rollout
 
@@ -50,7 +49,6 @@ def run_distill(
     log: Callable[[dict[str, float], int], None],
     checkpoints: Path,
     save_every: int,
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> dict[str, Any]:
     """Train `student` in place; `rollouts` must sample from it. Returns the means over the first and the last steps."""
     refuse_other_vocabulary(student, teacher)
@@ -74,7 +72,7 @@ def run_distill(
             responses = [token_ids(rollout) for rollout in sampled]
             tokens = sum(len(response) for _, response in responses)
             own = responses[rank() :: world_size()]
-            groups = plan([[response] for response in own], tokens=micro_batch_tokens)
+            groups = plan([[response] for response in own], tokens=engine.micro_batch_tokens)
             parts = [pack([own[i] for i in group]).to(trainer.model.device) for group in groups]
             stats = trainer.step(parts, make_distill_loss(teacher.model, divergence, tokens=tokens))
         with clock("sync"):

@@ -31,7 +31,7 @@ from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.pairs import check_pairs
 from posttrain.loops.preference_methods import METHODS, Method, PairTerms
 from posttrain.loops.reference import reference_sums
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, epoch_batches, response_length, score
+from posttrain.loops.scoring import epoch_batches, response_length, score
 from posttrain.losses.preference import kto_baseline
 from posttrain.records import Pair
 
@@ -78,7 +78,6 @@ def run_preference(
     checkpoints: Path,
     save_every: int,
     source: str,
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> dict[str, float]:
     """Train `policy` in place on the `train` pairs; returns what the `heldout` pairs say afterwards.
 
@@ -99,7 +98,7 @@ def run_preference(
         mismatched=METHODS[numbers.kind].mismatched,
         seed=seed,
         file=checkpoints / "reference.json",
-        micro_batch_tokens=micro_batch_tokens,
+        micro_batch_tokens=engine.micro_batch_tokens,
         note=note,
     )
     if found := latest_checkpoint(checkpoints):
@@ -108,7 +107,7 @@ def run_preference(
     for step in range(trainer.steps_done, len(batches)):
         clock = Clock()
         batch = [scored["train"][i] for i in batches[step]]
-        metrics = train_step(trainer, batch, numbers=numbers, micro_batch_tokens=micro_batch_tokens)
+        metrics = train_step(trainer, batch, numbers=numbers, micro_batch_tokens=engine.micro_batch_tokens)
         tokens = sum(response_length(pair.chosen) + response_length(pair.rejected) for pair in batch)
         log(metrics | clock.metrics(tokens=tokens), step + 1)
         if not warned and metrics["train/chosen_change"] < -CHOSEN_FALL:
@@ -117,7 +116,7 @@ def run_preference(
         if (step + 1) % save_every == 0 and step + 1 < len(batches):
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
     refuse_other_end(trainer.steps_done, len(batches))
-    after = judge_pairs(trainer.model, scored["heldout"], numbers=numbers, micro_batch_tokens=micro_batch_tokens)
+    after = judge_pairs(trainer.model, scored["heldout"], numbers=numbers, micro_batch_tokens=engine.micro_batch_tokens)
     counts = {f"{name}_pairs": len(some) for name, some in scored.items()}
     return {"steps": len(batches), **counts, **after}
 

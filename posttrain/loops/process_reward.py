@@ -27,7 +27,7 @@ from posttrain.engine.trainer import Trainer
 from posttrain.loops.clock import Clock
 from posttrain.loops.reward_scores import head_at
 from posttrain.loops.sample import Sample
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, epoch_batches, response_length
+from posttrain.loops.scoring import epoch_batches, response_length
 from posttrain.rewards.steps import checked_steps, split_steps
 from posttrain.rl.process import StepReward
 
@@ -61,7 +61,6 @@ def run_process_reward(
     engine: config.Engine,
     seed: int,
     log: Callable[[dict[str, float], int], None],
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> PreTrainedModel:
     """The process reward model that starts from the policy's body and is trained on `examples`."""
     model = with_scalar_head(policy.model, seed=seed)
@@ -70,7 +69,7 @@ def run_process_reward(
     for step, indices in enumerate(batches, start=1):
         clock = Clock()
         chosen = [examples[i] for i in indices]
-        parts = make_step_batches(chosen[rank() :: world_size()], tokens=micro_batch_tokens, device=model.device)
+        parts = make_step_batches(chosen[rank() :: world_size()], tokens=engine.micro_batch_tokens, device=model.device)
         stats = trainer.step(parts, make_step_loss(sum(len(example.ends) for example in chosen)))
         measured = {"train/loss": stats.loss, "train/grad_norm": stats.grad_norm, "train/learning_rate": stats.lr}
         tokens = sum(response_length(example.response) for example in chosen)
@@ -132,9 +131,7 @@ def checker_scorer(tokenizer: PreTrainedTokenizerFast) -> StepScorer:
     return lambda samples: [checked_steps(tokenizer, s.problem, s.rollout.response_ids) for s in samples]
 
 
-def prm_scorer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, micro_batch_tokens: int = MICRO_BATCH_TOKENS
-) -> StepScorer:
+def prm_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, micro_batch_tokens: int) -> StepScorer:
     """The model's probability, seen from each step, that the response ends right."""
 
     def score(samples: Sequence[Sample]) -> list[list[StepReward]]:

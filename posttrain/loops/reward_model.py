@@ -29,7 +29,7 @@ from posttrain.loops.clock import Clock
 from posttrain.loops.ending import refuse_other_end
 from posttrain.loops.pair_inputs import pair_ids
 from posttrain.loops.reward_scores import score_responses, scores
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, epoch_batches, response_length
+from posttrain.loops.scoring import epoch_batches, response_length
 from posttrain.losses.preference import bradley_terry
 from posttrain.records import Pair
 
@@ -58,7 +58,6 @@ def run_reward_model(
     log: Callable[[dict[str, float], int], None],
     checkpoints: Path,
     save_every: int,
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The reward model trained on the `train` pairs, and its quality on these and on the `heldout` ones."""
     sides = {name: [pair for pair in pairs if pair.split == name] for name in ("train", "heldout")}
@@ -73,7 +72,9 @@ def run_reward_model(
     for step in range(trainer.steps_done, len(batches)):
         clock = Clock()
         chosen = [train[i] for i in batches[step]]
-        parts = make_reward_batches(chosen[rank() :: world_size()], tokens=micro_batch_tokens, device=model.device)
+        parts = make_reward_batches(
+            chosen[rank() :: world_size()], tokens=engine.micro_batch_tokens, device=model.device
+        )
         stats = trainer.step(parts, make_reward_loss(len(chosen), centering=section.centering))
         measured = {"train/loss": stats.loss, "train/grad_norm": stats.grad_norm, "train/learning_rate": stats.lr}
         tokens = sum(response_length(response) for pair, _ in chosen for response in pair)
@@ -82,7 +83,7 @@ def run_reward_model(
             save_checkpoint(checkpoints, step + 1, {"trainer": trainer.state_dict()})
     refuse_other_end(trainer.steps_done, len(batches))
     quality = {
-        name: pair_quality(compare(model, policy, some, micro_batch_tokens=micro_batch_tokens), seed=seed)
+        name: pair_quality(compare(model, policy, some, micro_batch_tokens=engine.micro_batch_tokens), seed=seed)
         for name, some in sides.items()
         if some
     }

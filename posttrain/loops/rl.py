@@ -90,7 +90,7 @@ def run_rl(
     the run. Continues from the last checkpoint in `checkpoints` as if never interrupted. `scorers`: terms with a state.
     """
     recipe = choose_recipe(section.objective, group_size=section.group_size)
-    score_steps = make_step_scorer(recipe.steps, policy, precision=engine.precision) if recipe.steps else None
+    score_steps = make_step_scorer(recipe.steps, policy, engine=engine) if recipe.steps else None
     terms = make_terms(section.rewards, scorers=scorers)
     learner = Learner(policy, recipe, section, engine=engine, seed=seed)
     sampler = make_sampler(problems, section, seed=seed)
@@ -172,7 +172,7 @@ def update(
                 continue
             own = chosen[rank() :: world_size()]
             micro_batches = make_micro_batches(
-                own, tokens=section.micro_batch_tokens, device=learner.trainer.model.device
+                own, tokens=learner.micro_batch_tokens, device=learner.trainer.model.device
             )
             counts = count(batch, prompts, chosen, section)
             if learner.critic and recipe.value:
@@ -199,7 +199,7 @@ def prepare(learner: Learner, batch: Batch, section: config.Rl) -> dict[int, lis
         old[:] = shared_score(
             learner.trainer.model,
             [token_ids(batch.samples[p][g].rollout) for p, g in kept],
-            micro_batch_tokens=section.micro_batch_tokens,
+            micro_batch_tokens=learner.micro_batch_tokens,
             temperature=section.generation.temperature,
         )
     trajectories: dict[int, list[Trajectory]] = {p: [] for p in taught}

@@ -5,6 +5,7 @@ Shapes: P prompts, G samples of a group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,8 +36,9 @@ from posttrain.rewards.total import Scorer, total_rewards
 from posttrain.rl.gae import explained_variance
 from posttrain.rl.sampling import PromptSampler
 
-WATCHED = 2
-"""Samples of each group from which the divergence from the reference is estimated when nothing else needs it."""
+WATCHED = 16
+"""Samples of a step, each of another group, from which the divergence from the reference is estimated when nothing else
+needs it: a forward pass for a curve to look at."""
 
 Prompts = list[tuple[int, Problem]]
 """Problems of a step with their indices."""
@@ -174,13 +176,14 @@ class Collector:
         self, samples: list[list[Sample]], recipe: Recipe
     ) -> tuple[dict[tuple[int, int], Tensor], list[list[Tensor]]]:
         """Reference log-probabilities of the samples that need them, and the k1 of their tokens by group."""
-        everywhere = recipe.kl_in_reward or recipe.kl_in_loss
-        keys = [(p, g) for p, group in enumerate(samples) for g in range(len(group)) if everywhere or g < WATCHED]
+        keys = watched(len(samples))
+        if recipe.kl_in_reward or recipe.kl_in_loss:
+            keys = [(p, g) for p, group in enumerate(samples) for g in range(len(group))]
         rollouts = [samples[p][g].rollout for p, g in keys]
         scores = shared_score(
             self.learner.reference,
             [token_ids(rollout) for rollout in rollouts],
-            micro_batch_tokens=self.section.micro_batch_tokens,
+            micro_batch_tokens=self.learner.micro_batch_tokens,
             temperature=self.section.generation.temperature,
         )
         k1: list[list[Tensor]] = [[] for _ in samples]
@@ -193,9 +196,14 @@ class Collector:
         if self.learner.critic is None:
             return []
         responses = [token_ids(sample.rollout) for group in samples for sample in group]
-        predict = partial(predict_values, self.learner.critic.model, micro_batch_tokens=self.section.micro_batch_tokens)
+        predict = partial(predict_values, self.learner.critic.model, micro_batch_tokens=self.learner.micro_batch_tokens)
         values = iter(share_out(responses, predict))
         return [[next(values) for _ in group] for group in samples]
+
+
+def watched(groups: int) -> list[tuple[int, int]]:
+    """(p, g) of at most WATCHED samples: the first of every so many groups."""
+    return [(p, 0) for p in range(0, groups, math.ceil(groups / WATCHED))]
 
 
 def as_group(samples: Sequence[Sample], limit: int) -> terms.Group:

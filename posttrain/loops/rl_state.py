@@ -17,6 +17,7 @@ class Learner:
 
     def __init__(self, policy: Policy, recipe: Recipe, section: config.Rl, *, engine: config.Engine, seed: int) -> None:
         self._recipe = recipe
+        self.micro_batch_tokens = engine.micro_batch_tokens
         self._samples = section.prompts_per_step * section.group_size
         self.kl_coefficient = recipe.kl_in_loss or recipe.kl_in_reward
         self.reference = frozen_copy(policy.model)

@@ -14,9 +14,6 @@ from posttrain.engine.distributed import share_out
 from posttrain.engine.packing import Packed, Response, pack, plan
 from posttrain.engine.policy import predicted_logprobs
 
-MICRO_BATCH_TOKENS = 16384
-"""Tokens per forward pass where params.yaml has no such number: memory, and no effect beyond rounding."""
-
 Result = TypeVar("Result")
 
 

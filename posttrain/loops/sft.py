@@ -27,8 +27,6 @@ from posttrain.records import DataError
 Example = tuple[Sequence[int], Sequence[int]]
 """Token ids, and a mask of equal length: 1 = trained."""
 
-MICRO_BATCH_TOKENS = 8192
-"""Tokens per forward pass: memory, and no effect on the result beyond rounding."""
 EDGE = 10
 """Steps over which the first and the last loss are averaged."""
 
@@ -63,7 +61,7 @@ def run_sft(
     for step in range(trainer.steps_done, len(plan)):
         clock = Clock()
         chosen = [kept[index] for index in plan[step]]
-        parts = packed_parts(chosen)
+        parts = packed_parts(chosen, tokens=engine.micro_batch_tokens)
         trained = sum(sum(mask[1:]) for _, mask in chosen)
         stats = trainer.step([part.to(trainer.model.device) for part in parts], make_loss(tokens=trained))
         losses.append(stats.loss)
@@ -104,14 +102,14 @@ def plan_steps(lengths: Sequence[int], *, epochs: float, batch_tokens: int, seed
     return plan
 
 
-def packed_parts(examples: Sequence[Example]) -> list[Packed]:
-    """This rank's share of the step's examples, as micro-batches."""
+def packed_parts(examples: Sequence[Example], *, tokens: int) -> list[Packed]:
+    """This rank's share of the step's examples, as micro-batches of at most `tokens` tokens."""
     # Longest first, so that the ranks' shares are alike.
     own = sorted(examples, key=lambda example: -len(example[0]))[rank() :: world_size()]
     responses: list[Response] = [((), tuple(ids)) for ids, _ in own]
     # The first token of an example is predicted by nothing.
     trained = [[0, *mask[1:]] for _, mask in own]
-    groups = plan([[response] for response in responses], tokens=MICRO_BATCH_TOKENS)
+    groups = plan([[response] for response in responses], tokens=tokens)
     return [pack([responses[i] for i in group], wanted=[trained[i] for i in group]) for group in groups]
 
 

@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from posttrain.config import Engine
 from posttrain.config_fields import ConfigError
 from posttrain.config_rl import CheckedSteps, ModelledSteps, StepSource
-from posttrain.engine.policy import Policy, Precision
+from posttrain.engine.policy import Policy
 from posttrain.engine.scalar_head import load_reward_model
 from posttrain.errors import ModelError, StageError
 from posttrain.loops.process_reward import StepScorer, checker_scorer, prm_scorer
@@ -20,9 +21,9 @@ from posttrain.loops.sample import Sample
 from posttrain.rl.process import StepReward
 
 
-def make_step_scorer(source: StepSource, policy: Policy, *, precision: Precision) -> StepScorer:
+def make_step_scorer(source: StepSource, policy: Policy, *, engine: Engine) -> StepScorer:
     """The scorer of a section, its results checked; raises ConfigError for a folder with no process reward model."""
-    scorer = choose_step_scorer(source, policy, precision=precision)
+    scorer = choose_step_scorer(source, policy, engine=engine)
 
     def checked(samples: Sequence[Sample]) -> list[list[StepReward]]:
         steps = scorer(samples)
@@ -32,24 +33,24 @@ def make_step_scorer(source: StepSource, policy: Policy, *, precision: Precision
     return checked
 
 
-def choose_step_scorer(source: StepSource, policy: Policy, *, precision: Precision) -> StepScorer:
+def choose_step_scorer(source: StepSource, policy: Policy, *, engine: Engine) -> StepScorer:
     """The exact checker, or the model of a folder."""
     match source:
         case CheckedSteps():
             return checker_scorer(policy.tokenizer)
         case ModelledSteps():
-            return saved_prm_scorer(Path(source.path), policy, precision=precision)
+            return saved_prm_scorer(Path(source.path), policy, engine=engine)
 
 
-def saved_prm_scorer(folder: Path, policy: Policy, *, precision: Precision) -> StepScorer:
+def saved_prm_scorer(folder: Path, policy: Policy, *, engine: Engine) -> StepScorer:
     """The process reward model of a folder, on the policy's device: the trainer chooses it, after scorers are made."""
     try:
-        model = load_reward_model(folder, policy.tokenizer, precision=precision)
+        model = load_reward_model(folder, policy.tokenizer, precision=engine.precision)
     except ModelError as error:
         raise ConfigError(
             f"objective.credit.steps.path: {error}; wanted: a process reward model, as studies.process saves them"
         ) from error
-    score = prm_scorer(model, policy.tokenizer)
+    score = prm_scorer(model, policy.tokenizer, micro_batch_tokens=engine.micro_batch_tokens)
 
     def scored(samples: Sequence[Sample]) -> list[list[StepReward]]:
         model.to(policy.model.device)

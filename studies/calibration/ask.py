@@ -27,7 +27,7 @@ from posttrain.evals.confidence_sources import (
     true_replies,
 )
 from posttrain.evals.forms import ChatForm, Form, PlainForm
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS, score
+from posttrain.loops.scoring import score
 from posttrain.loops.verification import verify
 from posttrain.records import Problem, Rollout
 from studies.calibration.settings import Settings
@@ -69,6 +69,7 @@ class Asker:
     base: bool
     """Whether it has no chat habits."""
     max_new_tokens: int
+    micro_batch_tokens: int
     seed: int
 
     def answers(self, problems: Sequence[Problem]) -> dict[float, list[list[Answer | None]]]:
@@ -151,7 +152,7 @@ class Asker:
     def _logprobs(self, responses: Sequence[Response]) -> list[list[float]]:
         if not responses:
             return []
-        scores = score(self.policy.model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS, temperature=1.0)
+        scores = score(self.policy.model, responses, micro_batch_tokens=self.micro_batch_tokens, temperature=1.0)
         return [row.tolist() for row in scores]
 
 

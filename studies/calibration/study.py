@@ -72,7 +72,8 @@ def _answers(
     rollouts = make_engine(policy, params.engine, machine)
     limit = params.evaluate.generation.max_new_tokens
     try:
-        return Asker(policy, rollouts, settings, name == "base", limit, seed).answers(problems)
+        asker = Asker(policy, rollouts, settings, name == "base", limit, params.engine.micro_batch_tokens, seed)
+        return asker.answers(problems)
     finally:
         rollouts.close()
 

@@ -68,7 +68,8 @@ def train_and_measure(
     reference = Policy(frozen_copy(policy.model), policy.tokenizer)
     before = answers_before(heldout)
     watched = heldout[: study.watched]
-    at_start = watch(meter, policy, reference, watched, section, seed=seed)
+    tokens = job.params.engine.micro_batch_tokens
+    at_start = watch(meter, policy, reference, watched, section, micro_batch_tokens=tokens, seed=seed)
 
     def log(metrics: dict[str, float], step: int) -> None:
         job.log(metrics, step=step, total=section.steps if section.method == "rl" else None)
@@ -89,7 +90,7 @@ def train_and_measure(
     samples = evaluate_thinking(policy.tokenizer, meter, heldout, job.params.evaluate, seed=seed, verify=verify)
     result = outcome(samples, before, bootstrap=job.params.evaluate.bootstrap, seed=seed)
     result["sft"] |= at_start
-    result["end"] |= watch(meter, policy, reference, watched, section, seed=seed)
+    result["end"] |= watch(meter, policy, reference, watched, section, micro_batch_tokens=tokens, seed=seed)
     return {
         "questions": len(samples),
         "samples": job.params.evaluate.samples,
@@ -113,6 +114,7 @@ def watch(
     problems: Sequence[Problem],
     section: config.Rl,
     *,
+    micro_batch_tokens: int,
     seed: int,
 ) -> dict[str, float]:
     """KL to the reference and entropy, on one answer to each problem."""
@@ -124,7 +126,7 @@ def watch(
         reference.model,
         answers,
         temperature=section.generation.temperature,
-        micro_batch_tokens=section.micro_batch_tokens,
+        micro_batch_tokens=micro_batch_tokens,
     )
 
 

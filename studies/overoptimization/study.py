@@ -33,7 +33,6 @@ from posttrain.loops.pairs import make_pairs, pair_report, rule_judge
 from posttrain.loops.reward_model import run_reward_model
 from posttrain.loops.rl import run_rl
 from posttrain.loops.sample import sample_policy
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS
 from posttrain.records import Problem
 from posttrain.rewards.total import LEARNED
 from posttrain.system import System
@@ -137,7 +136,9 @@ def choose(bench: Bench, proxies: Mapping[str, PreTrainedModel]) -> tuple[dict[s
         engine=bench.params.engine,
         machine=bench.machine,
     )
-    scored = score_samples(pools, proxies, limit=generation.max_new_tokens, micro_batch_tokens=MICRO_BATCH_TOKENS)
+    scored = score_samples(
+        pools, proxies, limit=generation.max_new_tokens, micro_batch_tokens=bench.params.engine.micro_batch_tokens
+    )
     scores = {name: np.array(values_QK) for name, values_QK in scored.items()}
     units = {name: spread(name, values_QK) for name, values_QK in scores.items()}
     bench.note(f"best of n: {numbers.samples} samples of each of {len(pools)} held-out prompts")
@@ -186,7 +187,7 @@ def reinforce(
         measure=measure,
         measure_at=measured_at,
         scorers={
-            LEARNED: learned_scorer(proxies[PROXY], micro_batch_tokens=section.micro_batch_tokens),
+            LEARNED: learned_scorer(proxies[PROXY], micro_batch_tokens=bench.params.engine.micro_batch_tokens),
             GOLD: gold_scorer,
         },
     )
@@ -228,7 +229,7 @@ def looking(
                 samples=numbers.look_samples,
                 generation=section.generation,
                 seed=bench.seed + 3,
-                micro_batch_tokens=section.micro_batch_tokens,
+                micro_batch_tokens=bench.params.engine.micro_batch_tokens,
             )
 
         seen = look(problems, {PROXY: proxies[PROXY]})

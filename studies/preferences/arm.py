@@ -58,7 +58,13 @@ def main() -> None:
                 "samples": study.samples,
                 "win_rate": judged_win_rate(ours, theirs, seed=job.seed, draws=study.bootstrap),
                 **compare(ours, theirs, draws=study.bootstrap, seed=job.seed),
-                "kl": kl_to(before, policy, ours, temperature=job.params.probe.generation.temperature),
+                "kl": kl_to(
+                    before,
+                    policy,
+                    ours,
+                    temperature=job.params.probe.generation.temperature,
+                    micro_batch_tokens=job.params.engine.micro_batch_tokens,
+                ),
                 "trained": trained,
                 "seconds": sum(row["seconds"] for row in journal_rows(job.checkpoints / "cost.jsonl")),
             }

@@ -15,7 +15,6 @@ from posttrain.evals.intervals import Floats, bootstrap_mean, paired_difference,
 from posttrain.loops.divergence import divergences
 from posttrain.loops.rl_step import token_ids
 from posttrain.loops.sample import Sample
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS
 
 
 def compare(
@@ -43,13 +42,20 @@ def means(groups: Sequence[Sequence[Sample]]) -> dict[str, Floats]:
     }
 
 
-def kl_to(before: Policy, policy: Policy, groups: Sequence[Sequence[Sample]], *, temperature: float) -> float:
+def kl_to(
+    before: Policy,
+    policy: Policy,
+    groups: Sequence[Sequence[Sample]],
+    *,
+    temperature: float,
+    micro_batch_tokens: int,
+) -> float:
     """KL(policy || before) in nats per response, over the whole vocabulary at every token of `policy`'s answers."""
     found = divergences(
         policy.model,
         before.model.to(policy.model.device),
         [token_ids(sample.rollout) for group in groups for sample in group],
         temperature=temperature,
-        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        micro_batch_tokens=micro_batch_tokens,
     )
     return sum(one.kl for one in found) / len(found)

@@ -33,7 +33,6 @@ from posttrain.loops.process_reward import (
 )
 from posttrain.loops.reward_scores import score_responses
 from posttrain.loops.sample import Sample, sample_problems
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS
 from posttrain.loops.search import Searcher, SearchResult
 from posttrain.loops.step_labels import LABELS, StepCount, count_completions
 from posttrain.records import Problem
@@ -65,7 +64,9 @@ class Study:
         report: dict[str, Any] = {"policy": numbers.policy, "labels": self._label_quality(samples, counts, checker)}
         for label in LABELS:
             self.models[label] = self._train(label, samples, counts)
-            self.scorers[f"prm_{label}"] = prm_scorer(self.models[label], self.policy.tokenizer)
+            self.scorers[f"prm_{label}"] = prm_scorer(
+                self.models[label], self.policy.tokenizer, micro_batch_tokens=self.engine.micro_batch_tokens
+            )
         self.scorers["checker"] = checker
         problems = [problem for problem in heldout if solvable(problem)][: numbers.rerank.problems]
         pools = self._sample(problems, numbers.rerank.samples, numbers.seed + 1)
@@ -165,7 +166,7 @@ class Study:
             Path(self.settings.reward_model), self.policy.tokenizer, precision=self.engine.precision
         )
         responses = [(s.rollout.prompt_ids, s.rollout.response_ids) for pool in pools for s in pool]
-        values = torch.tensor(score_responses(model, responses, micro_batch_tokens=MICRO_BATCH_TOKENS))
+        values = torch.tensor(score_responses(model, responses, micro_batch_tokens=self.engine.micro_batch_tokens))
         given = iter(values.sigmoid().tolist())
         return {"orm": [[next(given) for _ in pool] for pool in pools]}
 

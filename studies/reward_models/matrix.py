@@ -24,7 +24,6 @@ from posttrain.engine.policy import Policy, count_parameters, load_policy
 from posttrain.evals.intervals import Floats, bootstrap_ratio, resample
 from posttrain.evals.pair_quality import Compared, calibration_error, log_loss
 from posttrain.loops.reward_model import compare, run_reward_model
-from posttrain.loops.scoring import MICRO_BATCH_TOKENS
 from posttrain.records import DataError, Pair
 from studies.reward_models.plan import Study
 
@@ -106,7 +105,7 @@ def train_cell(bench: Bench, policy: Policy, body: str, share: float) -> Cell:
             checkpoints=bench.work / f"{body}-{share}-{seed}",
             save_every=SAVE_EVERY,
         )
-        runs.append(compare(model, policy, bench.heldout, micro_batch_tokens=MICRO_BATCH_TOKENS))
+        runs.append(compare(model, policy, bench.heldout, micro_batch_tokens=bench.engine.micro_batch_tokens))
         sizes.append(len(pairs))
     cell = Cell(body, share, count_parameters(model), round(statistics.mean(sizes)), runs)
     accuracy = statistics.mean(pair.right for found in runs for pair in found)

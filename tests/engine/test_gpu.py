@@ -29,7 +29,9 @@ from tests.engine.training import batch, largest_gap, loss_fn, plain_steps, trai
 
 REQUESTS = [Request("a", (5, 6, 7)), Request("b", (9, 10, 11, 12, 13)), Request("c", (20,))]
 SAMPLED = Generation(temperature=1.0, max_new_tokens=20)
-ENGINE = Engine(precision="bf16", zero_stage=2, rollout="vllm", rollout_batch=8, canary_tolerance=0.1)
+ENGINE = Engine(
+    precision="bf16", zero_stage=2, micro_batch_tokens=4096, rollout="vllm", rollout_batch=8, canary_tolerance=0.1
+)
 SHARED = System(vllm_weights="ipc", vllm_sleep=True, vllm_memory=0.3)
 
 

@@ -23,7 +23,9 @@ from posttrain.system import System
 from tests.engine.conftest import EOS
 from tests.engine.vllm_stand_in import StandIn
 
-ENGINE = Engine(precision="fp32", zero_stage=0, rollout="vllm", rollout_batch=8, canary_tolerance=1e-3)
+ENGINE = Engine(
+    precision="fp32", zero_stage=0, micro_batch_tokens=4096, rollout="vllm", rollout_batch=8, canary_tolerance=1e-3
+)
 REQUESTS = [Request("a", (5, 6, 7)), Request("b", (9, 10, 11, 12, 13)), Request("c", (20,))]
 SAMPLED = Generation(temperature=1.0, max_new_tokens=8)
 

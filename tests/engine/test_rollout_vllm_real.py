@@ -27,7 +27,9 @@ from tests.engine.conftest import EOS, MICRO, PAD, micro_tokenizer
 
 pytestmark = pytest.mark.vllm
 
-FP32 = Engine(precision="fp32", zero_stage=0, rollout="vllm", rollout_batch=8, canary_tolerance=1e-3)
+FP32 = Engine(
+    precision="fp32", zero_stage=0, micro_batch_tokens=4096, rollout="vllm", rollout_batch=8, canary_tolerance=1e-3
+)
 BF16 = FP32.model_copy(update={"precision": "bf16", "canary_tolerance": 0.1})
 REQUESTS = [Request("a", (5, 6, 7)), Request("b", (9, 10, 11, 12, 13)), Request("c", (20,))]
 LONG = Generation(temperature=1.0, max_new_tokens=100)

@@ -51,7 +51,12 @@ def trainer_of(
     model: PreTrainedModel, *, precision: Literal["fp32", "bf16"] = "fp32", zero_stage: int = 0, **changes: Any
 ) -> Trainer:
     engine = Engine(
-        precision=precision, zero_stage=zero_stage, rollout="transformers", rollout_batch=8, canary_tolerance=1e-3
+        precision=precision,
+        zero_stage=zero_stage,
+        micro_batch_tokens=4096,
+        rollout="transformers",
+        rollout_batch=8,
+        canary_tolerance=1e-3,
     )
     return Trainer(model, optimizer=optimizer(**changes), total_steps=10, engine=engine, seed=0)
 

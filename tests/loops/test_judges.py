@@ -18,7 +18,7 @@ from posttrain.loops.pairs import check_pairs, make_pairs
 from posttrain.loops.reward_scores import score_responses
 from posttrain.loops.sample import sample_problems
 from posttrain.records import DataError
-from tests.loops.toy import GENERATION, PROBLEMS, sampler_of, start_policy
+from tests.loops.toy import ENGINE, GENERATION, PROBLEMS, sampler_of, start_policy
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,12 @@ def test_reward_pairs_by_hand():
 
 def test_the_reward_model_orders_by_its_scores(policy, groups, model):
     pairs = make_pairs(
-        groups, judge=reward_judge(model, "m"), annotate=AS_JUDGED, per_problem=3, heldout_share=0.0, seed=0
+        groups,
+        judge=reward_judge(model, "m", micro_batch_tokens=4096),
+        annotate=AS_JUDGED,
+        per_problem=3,
+        heldout_share=0.0,
+        seed=0,
     )
     check_pairs(pairs, "prefer")
     sides = [(p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
@@ -61,19 +66,19 @@ def test_a_reward_that_is_no_number_names_the_problem(policy, groups, model):
     with torch.no_grad():
         broken.score.weight.fill_(math.nan)
     with pytest.raises(DataError, match="judges/m: problem 'p0': got a reward of nan, wanted a number"):
-        reward_judge(broken, "judges/m").order(groups)
+        reward_judge(broken, "judges/m", micro_batch_tokens=4096).order(groups)
 
 
 def test_a_judge_is_chosen_by_kind(policy, groups, model, tmp_path):
-    rule = choose_judge(RuleJudge(kind="rule"), policy, precision="fp32")
+    rule = choose_judge(RuleJudge(kind="rule"), policy, engine=ENGINE)
     assert rule.name == "rule"
     save_policy(Policy(model, policy.tokenizer), tmp_path / "judge")
-    learned = choose_judge(ModelJudge(kind="reward_model", path=str(tmp_path / "judge")), policy, precision="fp32")
-    assert learned.order(groups) == reward_judge(model, "m").order(groups)
+    learned = choose_judge(ModelJudge(kind="reward_model", path=str(tmp_path / "judge")), policy, engine=ENGINE)
+    assert learned.order(groups) == reward_judge(model, "m", micro_batch_tokens=4096).order(groups)
     with pytest.raises(ModelError, match="absent: cannot be loaded as a reward model"):
-        choose_judge(ModelJudge(kind="reward_model", path=str(tmp_path / "absent")), policy, precision="fp32")
+        choose_judge(ModelJudge(kind="reward_model", path=str(tmp_path / "absent")), policy, engine=ENGINE)
     with pytest.raises(ConfigError, match=r"prefer.judge: got 'file', wanted one that can judge fresh samples"):
-        choose_judge(FileJudge(kind="file", path="pairs.jsonl"), policy, precision="fp32")
+        choose_judge(FileJudge(kind="file", path="pairs.jsonl"), policy, engine=ENGINE)
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,9 @@ def train(examples, *, micro_batch_tokens=4096, epochs=16.0, journal=None):
         optimizer=optimizer(0.003),
         epochs=epochs,
         batch_responses=8,
-        engine=ENGINE,
+        engine=ENGINE.model_copy(update={"micro_batch_tokens": micro_batch_tokens}),
         seed=3,
         log=journal or Journal(),
-        micro_batch_tokens=micro_batch_tokens,
     )
 
 
@@ -122,7 +121,7 @@ def test_the_model_learns_the_labels(kind):
     examples = labelled(kind)
     model = train(examples, journal=journal)
     assert journal.rows[-1][1]["train/loss"] < 0.6 * journal.rows[0][1]["train/loss"]
-    for sample, row in zip(SAMPLES, prm_scorer(model, TOKENIZER)(SAMPLES), strict=True):
+    for sample, row in zip(SAMPLES, prm_scorer(model, TOKENIZER, micro_batch_tokens=4096)(SAMPLES), strict=True):
         assert (AGGREGATIONS["last"]([step.reward for step in row]) > 0.5) is sample.correct
 
 
@@ -138,7 +137,7 @@ def test_micro_batches_change_nothing():
 
 def test_both_scorers_give_every_step_a_reward_at_its_end():
     model = with_scalar_head(POLICY.model, seed=0)
-    for score in (checker_scorer(TOKENIZER), prm_scorer(model, TOKENIZER)):
+    for score in (checker_scorer(TOKENIZER), prm_scorer(model, TOKENIZER, micro_batch_tokens=4096)):
         for sample, row in zip(SAMPLES, score(SAMPLES), strict=True):
             ends = [step.end for step in split_steps(TOKENIZER, sample.rollout.response_ids)]
             assert [step.end for step in row] == ends

@@ -37,7 +37,6 @@ def train(folder, journal, *, margin_scale=0.0):
         start_policy(),
         pairs(),
         section=section,
-        micro_batch_tokens=4096,
         engine=ENGINE,
         seed=3,
         log=journal,

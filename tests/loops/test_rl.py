@@ -14,7 +14,7 @@ from tests.loops.toy import ENGINE, PROBLEMS, Journal, rl_section, same_weights,
 OBJECTIVES = sorted(path.stem for path in Path("objectives").glob("*.yaml") if path.stem != "rft")
 
 
-def train(folder, section, *, problems=PROBLEMS, journal=None, policy=None, rollouts=None, measure_at=()):
+def train(folder, section, *, problems=PROBLEMS, journal=None, policy=None, rollouts=None, measure_at=(), **engine):
     policy = policy or start_policy()
     journal = journal or Journal()
     counted = iter(range(1000))
@@ -23,7 +23,7 @@ def train(folder, section, *, problems=PROBLEMS, journal=None, policy=None, roll
         problems,
         section=section,
         rollouts=rollouts or sampler_of(policy),
-        engine=ENGINE,
+        engine=ENGINE.model_copy(update=engine),
         seed=5,
         log=journal,
         checkpoints=folder,
@@ -105,7 +105,7 @@ def test_interrupted_is_uninterrupted(tmp_path, changes):
 def test_the_size_of_micro_batches_does_not_matter(tmp_path):
     results = []
     for number, tokens in enumerate((64, 4096)):
-        _policy, _, journal = train(tmp_path / str(number), rl_section(steps=1, micro_batch_tokens=tokens))
+        _policy, _, journal = train(tmp_path / str(number), rl_section(steps=1), micro_batch_tokens=tokens)
         results.append(journal.rows[0][1])
     for name in ("train/loss", "train/grad_norm", "train/entropy", "rollout/mismatch", "kl/k1_sequence"):
         assert results[0][name] == pytest.approx(results[1][name], rel=1e-3, abs=1e-6), name

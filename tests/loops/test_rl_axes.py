@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -242,7 +243,8 @@ def test_a_saved_process_reward_model_scores_the_steps(tmp_path, monkeypatch):
         after, _, journal = train(tmp_path / f"by{number}", by_prm(tmp_path / f"prm{number}"))
         assert len(journal.rows) == 2 and all(m["train/grad_norm"] > 0 for _, m in journal.rows)
         trained.append(weights_of(after))
-    monkeypatch.setattr(step_scorers, "checker_scorer", lambda tokenizer: prm_scorer(models[0].eval(), tokenizer))
+    in_place = partial(prm_scorer, models[0].eval(), micro_batch_tokens=ENGINE.micro_batch_tokens)
+    monkeypatch.setattr(step_scorers, "checker_scorer", in_place)
     in_memory, _, _ = train(tmp_path / "memory", rl_section("process_grpo", steps=2))
     assert same_weights(trained[0], weights_of(in_memory)) and not same_weights(*trained)
 

@@ -7,6 +7,7 @@ import torch
 
 from posttrain.engine.trainer import StepStats
 from posttrain.loops.recipe import choose_recipe
+from posttrain.loops.rl_batch import WATCHED, watched
 from posttrain.loops.rl_step import (
     Counts,
     Trajectory,
@@ -206,3 +207,10 @@ def test_weights_are_those_of_each_token_whatever_version_sampled_it():
     }
     for kind, weights in wanted.items():
         assert CORRECTIONS[kind](old_BT, sampled_BT, mask_BT, cap=2.0)[0].tolist() == pytest.approx(weights, abs=1e-5)
+
+
+def test_of_many_groups_every_so_many_is_watched():
+    assert watched(5) == [(p, 0) for p in range(5)]
+    assert watched(16) == [(p, 0) for p in range(16)]
+    assert watched(40) == [(p, 0) for p in range(0, 40, 3)]
+    assert max(len(watched(groups)) for groups in range(1, 200)) == WATCHED

@@ -11,7 +11,6 @@ import torch
 
 from posttrain.config import Engine, Optimizer
 from posttrain.engine.policy import Policy
-from posttrain.loops import sft
 from posttrain.loops.sft import Example, make_loss, packed_parts, plan_steps, run_sft
 from posttrain.losses.sft import sft_loss
 from posttrain.records import DataError
@@ -19,7 +18,8 @@ from tests.engine.conftest import micro_model, micro_tokenizer
 from tests.plain import pad, sequence_logprobs
 
 ENGINE = Engine(
-    precision="fp32", zero_stage=0, rollout="transformers", rollout_batch=8, canary_tolerance=1e-3
+    precision="fp32", zero_stage=0, micro_batch_tokens=4096,
+    rollout="transformers", rollout_batch=8, canary_tolerance=1e-3,
 )  # fmt: skip
 OPTIMIZER = Optimizer(
     kind="adamw",
@@ -65,7 +65,7 @@ def test_loss_is_the_mean_over_the_trained_tokens_of_the_batch() -> None:
     assert sum(float(sft_loss(part, tokens=3)) for part in parts) == pytest.approx(1.0)
 
 
-def test_packed_loss_is_that_of_the_examples_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_loss_is_that_of_the_examples_one_by_one() -> None:
     model = micro_model()
     chosen = examples(12)
     trained = sum(sum(mask) for _, mask in chosen)
@@ -75,8 +75,8 @@ def test_packed_loss_is_that_of_the_examples_one_by_one(monkeypatch: pytest.Monk
             ids_BT, _ = pad([ids])
             wanted -= float(sequence_logprobs(model, ids_BT, torch.tensor([mask]), temperature=1.0).sum()) / trained
         for tokens in (11, 40, 4096):
-            monkeypatch.setattr(sft, "MICRO_BATCH_TOKENS", tokens)
-            loss = sum(float(make_loss(tokens=trained)(model, part)[0]) for part in packed_parts(chosen))
+            parts = packed_parts(chosen, tokens=tokens)
+            loss = sum(float(make_loss(tokens=trained)(model, part)[0]) for part in parts)
             assert loss == pytest.approx(wanted, rel=1e-5)
 
 
@@ -111,15 +111,12 @@ def test_training_learns_and_reports(tmp_path: Path) -> None:
     assert not trained.model.training
 
 
-def test_equal_seeds_give_equal_weights_and_micro_batches_do_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_seeds_give_equal_weights_and_micro_batches_do_not_matter(tmp_path: Path) -> None:
     first, second, split, other = policy(), policy(), policy(), policy()
     train(first, tmp_path / "1")
     train(second, tmp_path / "2")
     train(other, tmp_path / "3", seed=4)
-    monkeypatch.setattr(sft, "MICRO_BATCH_TOKENS", 32)
-    train(split, tmp_path / "4")
+    train(split, tmp_path / "4", engine=ENGINE.model_copy(update={"micro_batch_tokens": 32}))
     states = [p.model.state_dict() for p in (first, second, other, split)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])

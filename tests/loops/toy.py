@@ -18,7 +18,14 @@ from tests.plain import pad, sequence_logprobs
 MICRO = config.MicroModel(
     hidden_size=32, intermediate_size=64, layers=2, heads=2, kv_heads=1, head_dim=16, max_position_embeddings=128
 )
-ENGINE = config.Engine(precision="fp32", zero_stage=0, rollout="transformers", rollout_batch=256, canary_tolerance=1e-3)
+ENGINE = config.Engine(
+    precision="fp32",
+    zero_stage=0,
+    micro_batch_tokens=4096,
+    rollout="transformers",
+    rollout_batch=256,
+    canary_tolerance=1e-3,
+)
 GENERATION = config.Generation(temperature=1.0, max_new_tokens=24)
 QUESTIONS = ("What is 3 + 4?", "What is 4 + 3?", "3 + 4?", "4 + 3?")
 PROBLEMS = [
@@ -98,7 +105,6 @@ def rl_section(name: str = "dr_grpo", **changes) -> config.Rl:
         "steps": 6,
         "epochs": 1,
         "minibatches": 1,
-        "micro_batch_tokens": 4096,
         "generation": GENERATION.model_dump(),
         "optimizer": optimizer(0.003).model_dump(),
         "asynchrony": "sync",

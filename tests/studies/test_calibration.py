@@ -108,7 +108,7 @@ def test_confidences_of_a_real_model(tmp_path):
     """Token probability is the sampler's own at T = 1; P(True) is that of a plain forward pass."""
     policy = toy_policy()
     engine, tokenizer = sampler_of(policy), policy.tokenizer
-    asker = Asker(policy, engine, settings(tmp_path), False, GENERATION.max_new_tokens, 7)
+    asker = Asker(policy, engine, settings(tmp_path), False, GENERATION.max_new_tokens, 4096, 7)
     answers = asker.answers(PROBLEMS)
     assert list(answers) == [1.0, 0.5]
     form = ChatForm(tokenizer)

@@ -78,7 +78,7 @@ def bench(folder):
     study = load_study()
     changed = {
         "labels": study.labels.model_copy(update={"problems": 16, "samples": 8, "heldout_share": 0.3}),
-        "proxies": study.proxies.model_copy(update={"epochs": 4.0, "lr": 0.003}),
+        "proxies": study.proxies.model_copy(update={"epochs": 16.0, "lr": 0.003}),
         "best_of_n": study.best_of_n.model_copy(update={"problems": 6, "samples": 16, "at": (1, 2, 4, 16)}),
         "rl": study.rl.model_copy(
             update={

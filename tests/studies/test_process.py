@@ -113,7 +113,7 @@ def test_its_models_are_what_an_objective_reads(ran, tmp_path):
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["prm"]
     source = ModelledSteps(kind="prm", path=str(tmp_path / "models/prm"))
     samples = worked_samples()
-    assert make_step_scorer(source, policy, precision="fp32")(samples) == study.scorers["prm_soft"](samples)
+    assert make_step_scorer(source, policy, engine=study.engine)(samples) == study.scorers["prm_soft"](samples)
 
 
 def test_the_page_holds_what_the_report_says(report):
