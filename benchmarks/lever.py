@@ -12,9 +12,27 @@ from typing import Any
 from benchmarks.arithmetic import median_ratio
 from benchmarks.settings import Settings
 from benchmarks.side import run_json, worker_environment
-from posttrain.system import ALLOCATOR
+from posttrain.system import ALLOCATOR, SPIN
 
-ALLOCATOR_LEVER = "allocator keeps large blocks"
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """A lever of the environment, which a process reads when it starts."""
+
+    name: str
+    instead: str
+    names: tuple[str, ...]
+    """Of the variables that it sets."""
+
+
+ENVIRONMENT = (
+    Variables(
+        "allocator keeps large blocks",
+        "the allocator's defaults: blocks go back to the kernel at every free",
+        tuple(ALLOCATOR),
+    ),
+    Variables("threads wait before they sleep", "a thread out of work sleeps at once", (SPIN,)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +52,25 @@ class Lever:
 def measure_levers(
     settings: Settings, file: Path, model: str, folder: Path, only: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Levers and a profile of a step: in a process of its own, and for the allocator in one per measurement.
+    """Levers and a profile of a step: in a process of its own, and for those of the environment in one per measurement.
 
     `only`: parts of the names of those wanted; none: all.
     """
     order = {"settings": str(file), "model": model, "folder": str(folder), "only": list(only)}
     measured = run_json("benchmarks.levers", [json.dumps(order)], deadline=settings.deadline)
     size = settings.models[model].cases["grpo_update"].model_dump(mode="json")
-    allocator = [allocator_lever(settings, order)] if is_wanted(ALLOCATOR_LEVER, only) else []
-    return measured | {"levers": [*allocator, *measured["levers"]], "model": model, "size": size}
+    started = [environment_lever(lever, settings, order) for lever in ENVIRONMENT if is_wanted(lever.name, only)]
+    return measured | {"levers": [*started, *measured["levers"]], "model": model, "size": size}
 
 
 def is_wanted(name: str, only: Sequence[str]) -> bool:
     return not only or any(part in name for part in only)
 
 
-def allocator_lever(settings: Settings, order: Mapping[str, Any]) -> dict[str, Any]:
-    """Its row; the allocator's settings are read when a process starts."""
+def environment_lever(lever: Variables, settings: Settings, order: Mapping[str, Any]) -> dict[str, Any]:
+    """Its row, by processes with its variables and without."""
     tuned, plain = worker_environment(), worker_environment()
-    for name in ALLOCATOR:
+    for name in lever.names:
         del plain[name]
     taken: list[list[float]] = [[], []]
     for _ in range(settings.pairs):
@@ -61,8 +79,8 @@ def allocator_lever(settings: Settings, order: Mapping[str, Any]) -> dict[str, A
             found = run_json("benchmarks.levers", arguments, deadline=settings.deadline, variables=variables)
             taken[side].append(found["seconds"])
     return {
-        "name": ALLOCATOR_LEVER,
-        "instead": "the allocator's defaults: blocks go back to the kernel at every free",
+        "name": lever.name,
+        "instead": lever.instead,
         "predicted": None,
         "own_cost": None,
         "kept": None,

@@ -9,11 +9,12 @@ from benchmarks.tables import table
 from posttrain.evals.inputs import Source
 
 READING = """\
-Each lever alone, with all others in place: the same work with it and without it, in turns, in one process (the
-allocator: in processes of their own); {pairs} pairs. Where nothing else is said the work is the forward and backward
-pass of a GRPO update without the optimizer ({prompts} x {group}, prompts of {prompt_tokens} tokens, responses of up to
-{response_tokens}). Predicted: the ratio of the operations executed, padding included; a dash where a lever saves passes
-over memory or calls, not operations. Kept: what the forward pass of one micro-batch leaves for the backward pass."""
+Each lever alone, with all others in place: the same work with it and without it, in turns, in one process (those of the
+environment, which a process reads when it starts, in processes of their own); {pairs} pairs. Where nothing else is said
+the work is the forward and backward pass of a GRPO update without the optimizer ({prompts} x {group}, prompts of
+{prompt_tokens} tokens, responses of up to {response_tokens}). Predicted: the ratio of the operations executed, padding
+included; a dash where a lever saves passes over memory or calls, not operations. Kept: what the forward pass of one
+micro-batch leaves for the backward pass."""
 
 OVERHEADS = """\
 Execution {execution} of profile {profile}, {seconds:,.0f} s in all, by its MLflow runs. Before a stage: gates, DVC

@@ -17,10 +17,11 @@ PACKAGES = ("torch", "transformers", "deepspeed", "trl", "accelerate")
 
 def describe() -> dict[str, Any]:
     """Name, threads of each side, what it multiplies in, and the versions of what was measured."""
-    kind = "cuda" if cuda_device() else "cpu"
+    kind = "cuda" if cuda_device() else "cpu-bf16" if has_bf16() else "cpu"
+    name = gpu_names()[0] if kind == "cuda" else cpu_name(Path("/proc/cpuinfo"))
     return {
         "kind": kind,
-        "name": gpu_names()[0] if kind == "cuda" else cpu_name(Path("/proc/cpuinfo")),
+        "name": name + (", with bf16 products" if kind == "cpu-bf16" else ""),
         "threads": int(environment(System())["OMP_NUM_THREADS"]),
         "bf16": has_bf16(),
         "versions": {package: version(package) for package in PACKAGES},

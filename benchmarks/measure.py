@@ -37,6 +37,8 @@ RATED: tuple[Case, ...] = ("sft", "dpo", "dpo_cached", "grpo_update")
 """Cases with a utilisation: all their work is matrix products of known size."""
 DRAWN: tuple[Case, ...] = ("generate", "grpo")
 """Cases that sample."""
+PRECISIONS = ("fp32", "mixed", "bf16")
+"""Of the peer."""
 WEIGHT_BYTES = {"fp32": 4, "mixed": 4, "bf16": 2}
 
 Note = Callable[[str], None]
@@ -87,7 +89,8 @@ class Bench:
 
     def candidates(self, case: Case) -> list[Choice]:
         """What is tried for the peer."""
-        precisions = ("fp32", "mixed", "bf16") if self.bf16 else ("fp32",)
+        # Where ours is worth running in bf16, the peer's fp32 is not: its products take at least twice as long.
+        precisions = ("fp32",) if not self.bf16 else ("mixed", "bf16") if self.precision == "bf16" else PRECISIONS
         return [Choice(precision, batch) for precision in precisions for batch in self.size(case).peer_batch]
 
 
@@ -98,6 +101,7 @@ def choose_peer(bench: Bench, case: Case) -> tuple[Choice, dict[str, float]]:
     for choice in candidates:
         with ExitStack() as stack:
             side = started(bench.side("trl", case, choice), stack)
+            side.wait_until_ready()
             steps = [side.step() for _ in range(1 + TRIED)]
             side.stop()
         seconds[f"{choice.precision}, batch {choice.batch}"] = min(step.seconds for step in steps[1:])
@@ -112,13 +116,20 @@ def started(side: Side, stack: ExitStack) -> Side:
     return side
 
 
+def both(bench: Bench, case: Case, choices: Sequence[Choice], stack: ExitStack) -> list[Side]:
+    """Ours and the peer, which start at the same time: nothing is timed yet."""
+    sides = [started(bench.side(name, case, choice), stack) for name, choice in zip(SIDES, choices, strict=True)]
+    for side in sides:
+        side.wait_until_ready()
+    return sides
+
+
 def gate(bench: Bench, case: Case, batch: int) -> dict[str, Any]:
     """In fp32: do both sides compute the same? Losses and norms of the first steps, or tokens decoded greedily."""
     choice = Choice("fp32", batch)
     with ExitStack() as stack:
         values = []
-        for name in SIDES:
-            side = started(bench.side(name, case, choice), stack)
+        for side in both(bench, case, [choice, choice], stack):
             values.append([side.step().values for _ in range(1 if case == "generate" else COMPARED)])
             side.stop()
     return compare(case, *values, settings=bench.settings)
@@ -143,8 +154,7 @@ def measure(bench: Bench, case: Case, *, proofs: Sequence[dict[str, Any]], choic
     numbers, own = bench.settings, Choice(bench.precision, choice.batch)
     before = run_json("benchmarks.rates", deadline=numbers.deadline)
     with ExitStack() as stack:
-        ours = started(bench.side("ours", case, own), stack)
-        theirs = started(bench.side("trl", case, choice), stack)
+        ours, theirs = both(bench, case, [own, choice], stack)
         warm = [[side.step() for _ in range(numbers.warmup)] for side in (ours, theirs)]
         if not (verdict := timed_losses(bench, case, warm[0][0], warm[1][0]))["passed"]:
             return {"proofs": [*proofs, verdict]}

@@ -57,11 +57,11 @@ PEER = """\
 The fastest that we know: `sdpa` attention, no gradient checkpointing, fused AdamW, no reference model in GRPO (`beta`
 0), no dropout, no evaluation, no checkpoints; packing by best-fit decreasing, which TRL flattens to one row; the
 allocator and thread settings of `posttrain.system`, and starts without optional imports that nobody uses
-(`posttrain.lean_imports`), none of which a peer has by itself. How many rows go through one forward
-pass and in which precision (fp32; where the machine multiplies in bf16 also `mixed`: fp32 weights under autocast, and
-`bf16`: weights and optimizer without fp32 master weights, which loses small updates) is tried out for each case in the
-same run, and the fastest is what we compare with. Ours has fp32 master weights wherever it runs in bf16. Both sides
-generate with transformers."""
+(`posttrain.lean_imports`), none of which a peer has by itself. How many rows go through one forward pass is tried out
+for each case in the same run, and in which precision: fp32 on a machine that does not multiply in bf16, else `mixed`
+(fp32 weights under autocast) and `bf16` (weights and optimizer without fp32 master weights, which loses small updates);
+for the micro model all three. The fastest is what we compare with. Ours has fp32 master weights wherever it runs in
+bf16. Both sides generate with transformers."""
 
 READING = """\
 Tokens: those of every row, prompts included; where responses are sampled, the sampled ones. Peak memory: the largest

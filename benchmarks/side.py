@@ -54,11 +54,10 @@ class Side:
                 text=True,
                 env=worker_environment(),
             )
-        try:
-            self._answer()  # ready
-        except BaseException:
-            self.kill()
-            raise
+
+    def wait_until_ready(self) -> None:
+        """Before the first step: imports and weights."""
+        self._answer()
 
     def step(self) -> Step:
         self._say(GO)

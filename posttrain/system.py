@@ -29,6 +29,9 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
 
+SPIN = "GOMP_SPINCOUNT"
+"""Of OpenMP threads out of work: turns of a loop in which they wait for more before they sleep."""
+
 
 class System(BaseModel):
     """`system.yaml`; every field has a default that suits a single machine."""
@@ -93,8 +96,10 @@ def environment(system: System) -> dict[str, str]:
     wanted = {
         **ALLOCATOR,
         "OMP_NUM_THREADS": str(system.threads or usable_cores()),
-        # Idle OpenMP threads sleep at once: two processes that spin on the same cores slow each other several times.
+        # A thread out of work waits some ten microseconds for more before it sleeps: waking one takes as long as many a
+        # small operation. No longer, since processes that spin on the same cores slow each other several times.
         "OMP_WAIT_POLICY": "PASSIVE",
+        SPIN: "4000",
         "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",

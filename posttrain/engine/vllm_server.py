@@ -28,7 +28,7 @@ from posttrain.engine.vllm_plugin import SWITCH, WeightSync
 from posttrain.errors import StageError
 from posttrain.guard import guarded, stop
 from posttrain.machine import free_port
-from posttrain.system import System, load_system
+from posttrain.system import SPIN, System, load_system
 
 NAME = "policy"
 """Under which the servers serve the model."""
@@ -69,6 +69,7 @@ def server_environment() -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ZENTORCH_WEIGHT_PREPACK": "0",
         "HF_HUB_OFFLINE": "1",
+        SPIN: "0",  # on a CPU the trainer works on the same cores
     }
     # On a CPU vLLM would reserve most of the machine's memory for its cache.
     return {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"} | dict(os.environ) | wanted
