@@ -165,7 +165,18 @@ def run_model(name: str, cases: Sequence[Case], settings: Settings, machine: dic
         "parameters": shape.parameters,
         "vocabulary": shape.vocabulary,
     }
-    bench = Bench(settings, SETTINGS, name, folder, shape, token_ids, machine["bf16"], WORK / "logs", note)
+    bench = Bench(
+        settings,
+        SETTINGS,
+        name,
+        folder,
+        shape,
+        token_ids,
+        machine["bf16"],
+        machine["kind"] == "cuda",
+        WORK / "logs",
+        note,
+    )
     gates = Gates(bench)
     failures: list[str] = []
     for case in cases:

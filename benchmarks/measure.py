@@ -35,6 +35,7 @@ COMPARED = 2
 WITH_REFERENCE: tuple[Case, ...] = ("dpo",)
 RATED: tuple[Case, ...] = ("sft", "dpo", "dpo_cached", "grpo_update")
 """Cases with a utilisation: all their work is matrix products of known size."""
+PAIRS: tuple[Case, ...] = ("dpo", "dpo_cached", "reward_model")
 DRAWN: tuple[Case, ...] = ("generate", "grpo")
 """Cases that sample."""
 PRECISIONS = ("fp32", "mixed", "bf16")
@@ -66,6 +67,7 @@ class Bench:
     token_ids: Sequence[int]
     bf16: bool
     """Whether the machine multiplies in it."""
+    gpu: bool
     logs: Path
     note: Note
 
@@ -91,7 +93,10 @@ class Bench:
         """What is tried for the peer."""
         # Where ours is worth running in bf16, the peer's fp32 is not: its products take at least twice as long.
         precisions = ("fp32",) if not self.bf16 else ("mixed", "bf16") if self.precision == "bf16" else PRECISIONS
-        return [Choice(precision, batch) for precision in precisions for batch in self.size(case).peer_batch]
+        size = self.size(case)
+        # A GPU that holds the whole step does it in one pass; otherwise it waits for the next call.
+        batches = (size.prompts * (1 if case in PAIRS else size.group),) if self.gpu else size.peer_batch
+        return [Choice(precision, batch) for precision in precisions for batch in batches]
 
 
 def choose_peer(bench: Bench, case: Case) -> tuple[Choice, dict[str, float]]:

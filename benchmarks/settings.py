@@ -47,7 +47,7 @@ class Size(Section):
     steps: Count
     """Steps that make up one measurement: more where one takes less than about a second."""
     peer_batch: Annotated[tuple[Count, ...], Field(min_length=1)]
-    """Values tried for the peer's per_device_train_batch_size (packed rows, pairs, responses); the fastest is taken."""
+    """Values tried on a CPU for the peer's per_device_train_batch_size (packed rows, pairs, responses)."""
 
     @model_validator(mode="after")
     def group_fits(self) -> Size:

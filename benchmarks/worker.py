@@ -19,6 +19,10 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.settings import Case, load_settings
 from benchmarks.turns import PipeTurns, Stopped
 from benchmarks.world import Work, make_groups, plain_tokens, profile_params
+from posttrain.config import Params
+
+WHOLE = 2**20
+"""Tokens that no step of a case has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,9 @@ def make_work(order: Order, scratch: Path) -> Work:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(order.folder)
     return Work(
         folder=Path(order.folder),
-        params=profile_params(model.profile),
+        params=in_one_pass(profile_params(model.profile))
+        if torch.cuda.is_available()
+        else profile_params(model.profile),
         size=size,
         groups=make_groups(size, plain_tokens(tokenizer), seed=settings.seed),
         precision=order.precision,
@@ -77,6 +83,11 @@ def make_work(order: Order, scratch: Path) -> Work:
         seed=settings.seed,
         scratch=scratch,
     )
+
+
+def in_one_pass(params: Params) -> Params:
+    """On a GPU a pass takes the whole step, as the peer's does there."""
+    return params.model_copy(update={"engine": params.engine.model_copy(update={"micro_batch_tokens": WHOLE})})
 
 
 def peak_bytes() -> int:

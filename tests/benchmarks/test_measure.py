@@ -23,8 +23,8 @@ FILE = Path("benchmarks/params.yaml")
 SETTINGS = load_settings(FILE)
 
 
-def bench(bf16=False) -> Bench:
-    return Bench(SETTINGS, FILE, "micro", Path("models/base"), SHAPE, range(10, 50), bf16, Path(), print)
+def bench(bf16=False, gpu=False) -> Bench:
+    return Bench(SETTINGS, FILE, "micro", Path("models/base"), SHAPE, range(10, 50), bf16, gpu, Path(), print)
 
 
 def test_a_turn_is_timed_from_go_to_answer_and_ends_at_another_word():
@@ -78,6 +78,11 @@ def test_a_side_in_figures():
 def test_bf16_only_where_the_machine_has_it():
     assert {choice.precision for choice in bench().candidates("sft")} == {"fp32"}
     assert {choice.precision for choice in bench(bf16=True).candidates("sft")} == {"fp32", "mixed", "bf16"}
+
+
+def test_on_a_gpu_the_peer_takes_a_step_in_one_pass():
+    assert {choice.batch for choice in bench(gpu=True).candidates("dpo")} == {32}
+    assert {choice.batch for choice in bench(gpu=True).candidates("grpo_update")} == {32 * 8}
 
 
 def test_processor_from_its_description(tmp_path):
