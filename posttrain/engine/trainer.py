@@ -47,6 +47,9 @@ Check = Callable[[Mapping[str, float]], None]
 _LARGEST = "_max"
 """Ending of metrics of which the largest counts, not the sum; none is negative."""
 
+_BUCKET = 2**23
+"""Gradients that ZeRO 1 and 2 exchange at a time, in room that they hold throughout: 32 MiB. DeepSpeed's own number is
+more than a small model has, and 2 GiB on a GPU whatever the model."""
 _ONE_GROUP = 10**15
 """ZeRO 3 steps groups of this many parameters one after the other; the norm needs them all at once."""
 
@@ -242,6 +245,7 @@ def _deepspeed_config(stage: int, *, bf16: bool) -> dict[str, Any]:
             "stage": stage,
             **({"compute_grad_norm": False} if stage in (1, 2) else {}),
             "sub_group_size": _ONE_GROUP,
+            "reduce_bucket_size": _BUCKET,
             "overlap_comm": False,
         },
     }
