@@ -326,12 +326,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def muon_has_whole_matrices(self) -> Params:
-        if self.engine.zero_stage > 0 or self.engine.precision == "bf16":
+        if self.engine.zero_stage > 0:
             for name, optimizer in optimizers_of(self):
                 if optimizer.kind == "muon":
                     raise ConfigError(
-                        f"{name}.kind: got 'muon', wanted 'adamw': engine.zero_stage {self.engine.zero_stage} with "
-                        f"engine.precision '{self.engine.precision}' partitions the matrices that Muon needs whole"
+                        f"{name}.kind: got 'muon', wanted 'adamw': engine.zero_stage {self.engine.zero_stage} "
+                        "partitions the matrices that Muon needs whole"
                     )
         return self
 

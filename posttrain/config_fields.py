@@ -34,7 +34,7 @@ class Optimizer(Section):
     """AdamW or Muon with a warm-up and a schedule; one learning rate per optimizer step."""
 
     kind: Literal["adamw", "muon"]
-    """muon: hidden matrices step by their orthogonal momentum, the rest by AdamW; needs fp32 and zero_stage 0."""
+    """muon: hidden matrices step by their orthogonal momentum, the rest by AdamW; needs zero_stage 0."""
     lr: Positive
     schedule: Literal["constant", "linear", "cosine"]
     warmup: Fraction

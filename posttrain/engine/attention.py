@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from posttrain.engine import attention_products
+from posttrain.engine.attention_products import attend_by_products
 from posttrain.engine.packing import Bucket, Layout, Packed
 from posttrain.errors import ModelError
 
@@ -117,6 +119,9 @@ def _attend(
     query_RQWD = _rows(query, bucket)
     keys, values = (_with_prompts(_rows(a, bucket), b, bucket) for a, b in zip(own, everyone, strict=True))
     mask = bucket.seen_R1WK
+    if attention_products.pays(query, keys.shape[2]):
+        seen = torch.ones((1, 1, bucket.width, bucket.width), dtype=torch.bool).tril() if mask is None else mask
+        return attend_by_products(query_RQWD, keys, values, seen, scaling=scaling).transpose(1, 2).flatten(0, 1)
     grouped = keys.shape[1] != query_RQWD.shape[1]
     if grouped and mask is not None and query.is_cuda:
         # The kernels for a mask there want as many key-value heads as query heads.
@@ -142,11 +147,32 @@ def _with_prompts(own_RHWD: Tensor, states_NHD: Tensor, bucket: Bucket) -> Tenso
     return torch.cat([prompts_RHSD, own_RHWD], dim=2)
 
 
+class _Moved(torch.autograd.Function):
+    """Tokens taken to other places, (from, ...) -> (to, ...).
+
+    The gradient takes them back. Adding it up, as autograd would, is not needed: a token is real at one place only, and
+    what stands on padding has no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return states.flatten(1).index_select(0, there).unflatten(1, states.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.flatten(1).index_select(0, ctx.back).unflatten(1, gradient.shape[1:]), None, None
+
+
 def _to_grid(states: Tensor, layout: Layout) -> Tensor:
     """Flat row -> rows of all buckets, one after the other."""
-    return states.flatten(1).index_select(0, layout.token_G).unflatten(1, states.shape[1:])
+    grid: Tensor = _Moved.apply(states, layout.token_G, layout.slot_N)
+    return grid
 
 
 def _from_grid(grid: Tensor, layout: Layout) -> Tensor:
     """Rows of all buckets -> flat row."""
-    return grid.flatten(1).index_select(0, layout.slot_N).unflatten(1, grid.shape[1:])
+    if len(layout.token_G) > len(layout.slot_N):  # padding, of which the gradient is zero
+        return grid.flatten(1).index_select(0, layout.slot_N).unflatten(1, grid.shape[1:])
+    flat: Tensor = _Moved.apply(grid, layout.slot_N, layout.token_G)
+    return flat

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from posttrain import config
 from posttrain.engine.distributed import all_sum
+from posttrain.engine.masters import Masters
 from posttrain.errors import NonFiniteError
 
 MOMENTUM = 0.95
@@ -32,7 +33,9 @@ _RMS_OF_ADAMW = 0.2
 class ClippedAdamW(torch.optim.AdamW):
     """AdamW that clips by the global norm, and raises NonFiniteError instead of stepping on a non-finite gradient."""
 
-    def __init__(self, parameters: Any, *, optimizer: config.Optimizer, partitioned: bool) -> None:
+    def __init__(
+        self, parameters: Any, *, optimizer: config.Optimizer, partitioned: bool, masters: Masters | None = None
+    ) -> None:
         super().__init__(
             parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay, fused=True
         )
@@ -40,6 +43,8 @@ class ClippedAdamW(torch.optim.AdamW):
         self._partitioned = partitioned
         """Whether each rank holds a part of the gradients (ZeRO) rather than all of them."""
         self.grad_norm = 0.0
+        if masters is not None:
+            self.get_grads_for_reduction = masters.get_grads_for_reduction
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -65,12 +70,13 @@ class ClippedAdamW(torch.optim.AdamW):
 class ClippedMuon(ClippedAdamW):
     """Muon for the hidden matrices of a model, AdamW for the rest; needs whole gradients on every rank."""
 
-    def __init__(self, model: nn.Module, *, optimizer: config.Optimizer) -> None:
-        matrices = list(hidden_matrices(model))
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-        groups = [{"params": rest, "matrices": False}, {"params": matrices, "matrices": True}]
-        super().__init__([group for group in groups if group["params"]], optimizer=optimizer, partitioned=False)
+    def __init__(self, model: nn.Module, *, optimizer: config.Optimizer, masters: Masters | None = None) -> None:
+        chosen = {id(p) for p in hidden_matrices(model)}
+        groups: list[dict[str, Any]] = [{"params": [], "matrices": False}, {"params": [], "matrices": True}]
+        for parameter, stepped in _trainable(model, masters):
+            groups[id(parameter) in chosen]["params"].append(stepped)
+        groups = [group for group in groups if group["params"]]
+        super().__init__(groups, optimizer=optimizer, partitioned=False, masters=masters)
 
     def _step_clipped(self) -> None:
         for group in self.param_groups:
@@ -93,17 +99,25 @@ class ClippedMuon(ClippedAdamW):
             p.mul_(1.0 - lr * weight_decay).add_(update, alpha=-lr * scale)
 
 
-def make_optimizer(model: nn.Module, *, optimizer: config.Optimizer, partitioned: bool) -> ClippedAdamW:
-    """The optimizer of params.yaml over the trainable parameters of `model`."""
+def make_optimizer(
+    model: nn.Module, *, optimizer: config.Optimizer, partitioned: bool, masters: Masters | None = None
+) -> ClippedAdamW:
+    """The optimizer of params.yaml over the trainable parameters of `model`, or over their master weights."""
     if optimizer.kind == "muon":
         if partitioned:
             raise config.ConfigError(
-                "optimizer.kind: got 'muon' with engine.zero_stage above 0 or engine.precision 'bf16', wanted 'adamw': "
-                "Muon needs whole matrices, and these partition them"
+                "optimizer.kind: got 'muon' with engine.zero_stage above 0, wanted 'adamw': "
+                "Muon needs whole matrices, and ZeRO partitions them"
             )
-        return ClippedMuon(model, optimizer=optimizer)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return ClippedAdamW(trainable, optimizer=optimizer, partitioned=partitioned)
+        return ClippedMuon(model, optimizer=optimizer, masters=masters)
+    stepped = [stepped for _, stepped in _trainable(model, masters)]
+    return ClippedAdamW(stepped, optimizer=optimizer, partitioned=partitioned, masters=masters)
+
+
+def _trainable(model: nn.Module, masters: Masters | None) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """The trainable parameters, each with what is to be stepped in its place."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return list(zip(parameters, parameters if masters is None else masters.weights, strict=True))
 
 
 def hidden_matrices(model: nn.Module) -> Iterator[Tensor]:

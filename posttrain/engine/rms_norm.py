@@ -1,8 +1,9 @@
-"""RMS normalisation with a gradient of few passes over memory, for fp32 on a CPU.
+"""RMS normalisation with a gradient of few passes over memory, on a CPU.
 
-As models write it, autograd keeps and visits every intermediate result. The gradient is that of layer normalisation
-around a mean of zero, for which torch has one kernel, plus what that kernel subtracts for a mean that depends on the
-input.
+As models write it, autograd keeps and visits every intermediate result, in fp32 whatever the model is in. Here it keeps
+the input and one number per row. In fp32 the gradient is that of layer normalisation around a mean of zero, for which
+torch has one kernel, plus what that kernel subtracts for a mean that depends on the input. In bf16 that kernel adds up
+the weight's gradient in bf16, an error of some percent, so the gradient is written out.
 
 Shapes: (..., C), C width.
 """
@@ -41,6 +42,29 @@ class _RmsNorm(torch.autograd.Function):
         return by_states, by_weight, None
 
 
+class _Bf16RmsNorm(torch.autograd.Function):
+    """The same in bf16, normalised in fp32; products with a vector add up in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(states.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(states, weight, scale)
+        return (states * scale).to(states.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        states, weight, scale = ctx.saved_tensors
+        width = states.shape[-1]
+        products = gradient * states
+        by_weight = scale.to(states.dtype).flatten() @ products.reshape(-1, width)
+        along = ((products @ weight)[..., None].float() * scale.square()).div_(-width).to(states.dtype)
+        return (gradient * weight).addcmul_(states, along).mul_(scale.to(states.dtype)), by_weight, None
+
+
+_NORMS: dict[torch.dtype, Any] = {torch.float32: _RmsNorm, torch.bfloat16: _Bf16RmsNorm}
+
+
 class _Fused(nn.Module):
     """Mixed into a model's own class of norms, which it falls back to."""
 
@@ -48,8 +72,9 @@ class _Fused(nn.Module):
     variance_epsilon: float
 
     def forward(self, states: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and states.dtype == torch.float32 and states.device.type == "cpu":
-            fused: Tensor = _RmsNorm.apply(states, self.weight, self.variance_epsilon)
+        norm = _NORMS.get(states.dtype) if states.dtype == self.weight.dtype else None
+        if torch.is_grad_enabled() and norm is not None and states.device.type == "cpu":
+            fused: Tensor = norm.apply(states, self.weight, self.variance_epsilon)
             return fused
         own: Tensor = super().forward(states)
         return own

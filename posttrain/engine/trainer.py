@@ -5,10 +5,10 @@ micro-batches); the trainer only sums. DeepSpeed averages gradients over ranks, 
 number first. Clipping, the gradient norm and the check for non-finite gradients are in the optimizer that DeepSpeed
 calls, because with ZeRO 0 it clips without telling the norm, and with bf16 it steps on whatever it got.
 
-With bf16 the stages 0 and 1 run as 2: DeepSpeed's optimizer for them refuses gradients of zero (a batch without any
-advantage), or adds micro-batches up in bf16. In one process that changes nothing else. ZeRO 3 trains a partitioned
-copy, so that the caller's model can be sampled from and saved at any time, at the price of one whole copy of the
-weights.
+With bf16 and ZeRO 0 the master weights are ours (posttrain.engine.masters), and DeepSpeed averages their gradients: its
+own optimizer for this adds micro-batches up in bf16. Stage 1 runs as 2, since DeepSpeed's refuses gradients of zero (a
+batch without any advantage). ZeRO 3 trains a partitioned copy, so that the caller's model can be sampled from and saved
+at any time, at the price of one whole copy of the weights.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from posttrain import config
-from posttrain.engine.distributed import all_max, all_sum, gather_objects, start_processes, world_size
+from posttrain.engine.distributed import all_max, all_sum, gather_objects, own_device, start_processes, world_size
 from posttrain.engine.gated import keep_less
+from posttrain.engine.masters import Masters
 from posttrain.engine.optimizers import make_optimizer
 from posttrain.engine.policy import DTYPES
 from posttrain.engine.rms_norm import fuse_norms
@@ -99,19 +100,23 @@ class Trainer:
         self.steps_done = 0
         self._optimizer_config = optimizer
         self._total_steps = total_steps
-        self._stage = max(engine.zero_stage, 2) if engine.precision == "bf16" else engine.zero_stage
+        bf16 = engine.precision == "bf16"
+        self._stage = 2 if bf16 and engine.zero_stage == 1 else engine.zero_stage
         fuse_norms(model)
         keep_less(model)
         # ZeRO 3 takes the weights out of the module it trains, so it gets its own.
         self._trained = copy.deepcopy(model) if self._stage == 3 else model
-        self._optimizer = make_optimizer(self._trained, optimizer=optimizer, partitioned=self._stage > 0)
+        model.to(device=own_device(), dtype=DTYPES[engine.precision])
+        self._masters = Masters(model) if bf16 and not self._stage else None
+        self._optimizer = make_optimizer(
+            self._trained, optimizer=optimizer, partitioned=self._stage > 0, masters=self._masters
+        )
         self._engine, *_ = deepspeed.initialize(
             model=_Loss(self._trained),
             optimizer=self._optimizer,
-            config=_deepspeed_config(self._stage, bf16=engine.precision == "bf16"),
+            config=_deepspeed_config(self._stage, bf16=bf16 and self._stage > 0),
             dist_init_required=False,
         )
-        model.to(device=self._engine.device, dtype=DTYPES[engine.precision])
 
     def step(self, micro_batches: Sequence[Item], loss_fn: LossFn[Item], check: Check = accept) -> StepStats:
         """One optimizer step over all micro-batches of this rank; raises NonFiniteError before it would step.
@@ -168,7 +173,9 @@ class Trainer:
             yield idle, 0.0
 
     def _refresh_model(self) -> None:
-        """Bring the caller's model up to date with the partitioned copy (ZeRO 3); otherwise they are one."""
+        """Bring the caller's model up to date with the master weights or the partitioned copy, where they are apart."""
+        if self._masters is not None:
+            self._masters.write_back()
         if self._stage < 3:
             return
         with torch.no_grad():
@@ -176,11 +183,16 @@ class Trainer:
                 with deepspeed.zero.GatheredParameters([part]):
                     whole.copy_(part)
 
-    def _masters(self) -> list[Tensor]:
-        """What the optimizer steps: the parameters, or this rank's flat fp32 partition of them."""
+    def _stepped(self) -> list[Tensor]:
+        """What the optimizer steps: the parameters, their masters, or this rank's flat fp32 partition of them."""
         if self._stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    @property
+    def _apart(self) -> bool:
+        """Whether what the optimizer steps is not the model's own parameters."""
+        return self._stage > 0 or self._masters is not None
 
     def reset_optimizer(self) -> None:
         """Forget the optimizer's moments and the number of its steps; weights and learning rate stay."""
@@ -188,14 +200,14 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's whole state, as copies: weights, fp32 master weights, moments, step, generators."""
-        masters = self._masters()
+        stepped = self._stepped()
         return {
             "steps_done": self.steps_done,
             "model": {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()},
-            "masters": [p.detach().clone() for p in masters] if self._stage else [],
+            "masters": [p.detach().clone() for p in stepped] if self._apart else [],
             "moments": [
                 {name: value.detach().clone() for name, value in self._optimizer.state.get(p, {}).items()}
-                for p in masters
+                for p in stepped
             ],
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -204,16 +216,16 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken; same model, ranks and engine."""
         self.model.load_state_dict(state["model"])
-        masters = self._masters()
+        stepped = self._stepped()
         with torch.no_grad():
             if self._stage == 3:
                 for whole, part in zip(self.model.parameters(), self._trained.parameters(), strict=True):
                     with deepspeed.zero.GatheredParameters([part], modifier_rank=0):
                         part.copy_(whole)
-            if self._stage:
-                for parameter, saved in zip(masters, state["masters"], strict=True):
+            if self._apart:
+                for parameter, saved in zip(stepped, state["masters"], strict=True):
                     parameter.copy_(saved)
-        for parameter, moments in zip(masters, state["moments"], strict=True):
+        for parameter, moments in zip(stepped, state["moments"], strict=True):
             self._optimizer.state[parameter] = {name: value.clone() for name, value in moments.items()}
         self.steps_done = state["steps_done"]
         torch.set_rng_state(state["torch_rng"])

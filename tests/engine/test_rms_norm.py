@@ -64,8 +64,30 @@ def test_a_norm_that_computes_something_else_is_left_alone() -> None:
     assert fuse_norms(nn.ModuleList([gemma, nn.LayerNorm(16)])) == 0
 
 
-def test_half_precision_is_left_to_the_models_own_norm() -> None:
-    fused = norm().to(torch.bfloat16)
+def test_in_bf16_values_are_the_models_own_and_gradients_within_its_rounding() -> None:
+    fused, own = norm().to(torch.bfloat16), norm().to(torch.bfloat16)
+    assert fuse_norms(fused) == 1
+    generator = torch.Generator().manual_seed(3)
+    states, gradient = (torch.randn(7, 300, 16, generator=generator).to(torch.bfloat16) for _ in range(2))
+    found = [bf16_gradients(module, states, gradient) for module in (fused, own)]
+    exact = norm().double()
+    exact.load_state_dict(own.state_dict())
+    wanted = bf16_gradients(exact, states.double(), gradient.double())
+    assert torch.equal(found[0][0], found[1][0])
+    for mine, theirs, true in zip(*found, wanted, strict=True):
+        error, own_error = (float((x.double() - true).norm() / true.norm()) for x in (mine, theirs))
+        assert error < 2 * own_error < 0.01
+
+
+def bf16_gradients(module: nn.Module, states: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    states = states.clone().requires_grad_()
+    values = module(states)
+    values.backward(gradient)
+    assert states.grad is not None and module.weight.grad is not None
+    return values.detach(), states.grad, module.weight.grad
+
+
+def test_another_precision_is_left_to_the_models_own_norm() -> None:
+    fused = norm().double()
     fuse_norms(fused)
-    states = STATES.to(torch.bfloat16)
-    assert torch.equal(fused(states), norm().to(torch.bfloat16)(states))
+    assert torch.equal(fused(STATES.double()), norm().double()(STATES.double()))

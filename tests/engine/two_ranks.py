@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,10 +18,13 @@ from tests.engine.conftest import micro_model
 from tests.engine.rl_training import OBJECTIVES, micro_batches, rl_step, trajectories, value_step, valued_trajectories
 from tests.engine.training import batch, loss_fn, trainer_of, weights
 
+ENGINES: tuple[tuple[Literal["fp32", "bf16"], int], ...] = (("fp32", 0), ("fp32", 2), ("bf16", 0), ("bf16", 2))
+"""Precisions and ZeRO stages."""
+
 
 def train(rank: int, folder: Path) -> None:
-    for zero_stage in (0, 2):
-        trainer = trainer_of(micro_model(), zero_stage=zero_stage)
+    for number, (precision, zero_stage) in enumerate(ENGINES):
+        trainer = trainer_of(micro_model(), precision=precision, zero_stage=zero_stage)
         parts = slice(0, 3) if rank == 0 else slice(3, 4)
         stats = [trainer.step(batch(4, seed)[parts], loss_fn) for seed in range(2)]
         result = {
@@ -29,10 +33,10 @@ def train(rank: int, folder: Path) -> None:
             "tokens": [s.metrics["tokens"] for s in stats],
             "weights": weights(trainer),
         }
-        save_checkpoint(folder / "checkpoints", zero_stage, {"rank": rank})
+        save_checkpoint(folder / "checkpoints", number, {"rank": rank})
         found = latest_checkpoint(folder / "checkpoints")
-        assert found == (zero_stage, {"rank": rank}), found
-        torch.save(result, folder / f"{zero_stage}-{rank}.pt")
+        assert found == (number, {"rank": rank}), found
+        torch.save(result, folder / f"{precision}-{zero_stage}-{rank}.pt")
     train_rl(rank, folder)
 
 
