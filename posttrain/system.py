@@ -27,6 +27,8 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
+    # And what it keeps in pages of 2 MiB where the kernel gives them to who asks: a page fault for 512 of the usual.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 SPIN = "GOMP_SPINCOUNT"

@@ -40,15 +40,19 @@ def draw(weights_BV: Tensor, uniform_B1: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw_by_blocks(weights_BV: Tensor, uniform_B1: Tensor) -> tuple[Tensor, Tensor]:
     """The same, first among blocks of tokens, then in one of them: a running sum over all is what takes the time."""
-    width = weights_BV.shape[1]
-    padded = torch.nn.functional.pad(weights_BV, (0, -width % _BLOCK)) if width % _BLOCK else weights_BV
-    blocks_BKW = padded.unflatten(1, (-1, _BLOCK))
-    running_BK = blocks_BKW.sum(-1, dtype=torch.float64).cumsum(-1)
+    vocabulary = weights_BV.shape[1]
+    whole = vocabulary - vocabulary % _BLOCK
+    # Within a block fp32 is enough; in fp64 the sum would first copy all weights.
+    sums = [weights_BV[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)]
+    if whole < vocabulary:
+        sums.append(weights_BV[:, whole:].sum(-1, keepdim=True))
+    running_BK = torch.cat(sums, dim=1).double().cumsum(-1)
     total_B1 = running_BK[:, -1:]
     wanted_B1 = uniform_B1 * total_B1
     block_B1 = torch.searchsorted(running_BK, wanted_B1, right=True)
     before_B1 = torch.where(block_B1 > 0, running_BK.gather(1, (block_B1 - 1).clamp(min=0)), 0.0)
-    inside_BW = blocks_BKW[torch.arange(len(block_B1), device=block_B1.device), block_B1[:, 0]]
+    tokens_BW = block_B1 * _BLOCK + torch.arange(_BLOCK, device=block_B1.device)
+    inside_BW = weights_BV.gather(1, tokens_BW.clamp(max=vocabulary - 1)).masked_fill_(tokens_BW >= vocabulary, 0.0)
     running_BW = torch.cumsum(inside_BW, dim=-1, dtype=torch.float64)
     # The block's own sum may be smaller by a rounding: then the last token with a weight.
     last_B1 = torch.searchsorted(running_BW, running_BW[:, -1:].contiguous())

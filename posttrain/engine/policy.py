@@ -43,8 +43,8 @@ transformers.utils.logging.disable_progress_bar()
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-_LOGIT_ELEMENTS = 2**24
-"""Logits held at once (64 MiB in fp32)."""
+_LOGIT_ELEMENTS = 2**23
+"""Logits held at once (32 MiB in fp32)."""
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config fields of architectures that alter logits after the LM head, which `head_logits` does not do."""
