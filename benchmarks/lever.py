@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arithmetic import median_ratio
+from benchmarks.machine import has_bf16
 from benchmarks.settings import Settings
 from benchmarks.side import run_json, worker_environment
-from posttrain.system import ALLOCATOR, SPIN
+from posttrain.system import ALLOCATOR, LARGE_PAGES, SPIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ ENVIRONMENT = (
         "the allocator's defaults: blocks go back to the kernel at every free",
         tuple(ALLOCATOR),
     ),
+    Variables("pages of 2 MiB", "the kernel's pages of 4 KiB", (LARGE_PAGES,)),
     Variables("threads wait before they sleep", "a thread out of work sleeps at once", (SPIN,)),
 )
 
@@ -56,11 +58,12 @@ def measure_levers(
 
     `only`: parts of the names of those wanted; none: all.
     """
-    order = {"settings": str(file), "model": model, "folder": str(folder), "only": list(only)}
+    precision = settings.models[model].precision_here(has_bf16())
+    order = {"settings": str(file), "model": model, "folder": str(folder), "only": list(only), "precision": precision}
     measured = run_json("benchmarks.levers", [json.dumps(order)], deadline=settings.deadline)
     size = settings.models[model].cases["grpo_update"].model_dump(mode="json")
     started = [environment_lever(lever, settings, order) for lever in ENVIRONMENT if is_wanted(lever.name, only)]
-    return measured | {"levers": [*started, *measured["levers"]], "model": model, "size": size}
+    return measured | {"levers": [*started, *measured["levers"]], "model": model, "size": size, "precision": precision}
 
 
 def is_wanted(name: str, only: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,17 @@ from benchmarks.lever import Lever, compared, in_turns, is_wanted
 from benchmarks.profile import heap_in_use, seconds_by_kind
 from benchmarks.rates import fastest
 from benchmarks.settings import load_settings
-from benchmarks.world import Group, make_groups, shape_of
+from benchmarks.world import Group, make_groups, plain_adamw, shape_of
 from posttrain import config
-from posttrain.engine import lm_head, packing, rollout_transformers
+from posttrain.engine import attention_products, lm_head, packing, rollout_transformers
 from posttrain.engine.attention import packed_hidden
 from posttrain.engine.gated import keep_less
-from posttrain.engine.packing import Response, pack, plan
+from posttrain.engine.packing import Packed, Response, pack, plan
 from posttrain.engine.policy import Policy, head_logits, load_policy, over_vocabulary, predicted_logprobs
 from posttrain.engine.rms_norm import fuse_norms
 from posttrain.engine.rollout import Request
 from posttrain.engine.rollout_transformers import TransformersEngine
+from posttrain.engine.trainer import Trainer
 from posttrain.loops.scoring import score
 
 TOKENS = 4096
@@ -54,7 +55,9 @@ def main() -> None:
     shape, token_ids = shape_of(Path(order["folder"]))
     size = settings.models[order["model"]].cases["grpo_update"]
     bench = Levers(
-        load_policy(Path(order["folder"]), precision="fp32"), shape, make_groups(size, token_ids, seed=settings.seed)
+        load_policy(Path(order["folder"]), precision=order["precision"]),
+        shape,
+        make_groups(size, token_ids, seed=settings.seed),
     )
     if order.get("step_only"):
         print(json.dumps({"seconds": fastest(bench.step, seconds=STEP_SECONDS)}))
@@ -92,6 +95,9 @@ class Levers:
         if self._shape.vocabulary >= lm_head.LARGE:
             yield self.head_by_blocks()
         yield self.fused_norms()
+        if self._policy.model.dtype == torch.bfloat16:
+            yield self.attention_as_products()
+            yield self.own_masters()
         yield self.lean_gates()
         if shutil.which("g++"):
             yield self.compiled()
@@ -170,6 +176,23 @@ class Levers:
             "norms as the model writes them",
             self.step,
             lambda: self._train(self._shared, self._plain_norms),
+            None,
+            kept=(self._kept(self._policy.model), self._kept(self._plain_norms)),
+        )
+
+    def attention_as_products(self) -> Lever:
+        def off() -> None:
+            with changed(attention_products, "LONGEST", 0):
+                self.step()
+
+        return Lever("attention as matrix products", "torch's fused kernel", self.step, off, None)
+
+    def own_masters(self) -> Lever:
+        return Lever(
+            "master weights without ZeRO (a whole update)",
+            "ZeRO 2, in one process",
+            self._updates(zero_stage=0),
+            self._updates(zero_stage=2),
             None,
         )
 
@@ -278,6 +301,21 @@ class Levers:
         for packed in map(pack, batches):
             predicted_logprobs(trained, packed, temperature=1.0).sum().backward()
         trained.zero_grad()
+
+    def _updates(self, *, zero_stage: int) -> Callable[[], object]:
+        """Both passes and the optimizer's step, on a copy of the model."""
+        engine = config.Engine(
+            precision="bf16", zero_stage=zero_stage, micro_batch_tokens=TOKENS, rollout="transformers", rollout_batch=1,
+            canary_tolerance=1.0,
+        )  # fmt: skip
+        optimizer = plain_adamw(lr=1e-6)
+        trainer = Trainer(copy.deepcopy(self._policy.model), optimizer=optimizer, total_steps=1, engine=engine, seed=0)
+        batches = [pack(responses) for responses in self._shared]
+
+        def loss(model: Any, packed: Packed) -> tuple[Tensor, dict[str, Tensor]]:
+            return predicted_logprobs(model, packed, temperature=1.0).mean(), {}
+
+        return lambda: trainer.step(batches, loss)
 
     def _kept(self, model: PreTrainedModel) -> int:
         """Bytes that the forward pass of the first micro-batch leaves for the backward pass."""

@@ -46,7 +46,7 @@ def levers_section(result: Source) -> str:
     shares = [(kind, f"{seconds:.3g}", f"{100 * seconds / whole:.0f}") for kind, seconds in profile if seconds]
     return "\n\n".join(
         [
-            f"### Levers, {result.need('model')}",
+            f"### Levers, {result.need('model')}, {result.need('precision')}",
             READING.format(pairs=len(levers[0]["seconds"]), **numbers),
             table(lines),
             "Where the seconds of that pass go, profiled once:",

@@ -35,6 +35,19 @@ class Group:
     responses: tuple[tuple[int, ...], ...]
 
 
+def plain_adamw(*, lr: float) -> config.Optimizer:
+    return config.Optimizer(
+        kind="adamw",
+        lr=lr,
+        schedule="constant",
+        warmup=0.0,
+        final_lr_ratio=1.0,
+        weight_decay=0.0,
+        betas=(0.9, 0.95),
+        grad_clip=1.0,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What one side has to do."""
@@ -57,16 +70,7 @@ class Work:
 
     @property
     def optimizer(self) -> config.Optimizer:
-        return config.Optimizer(
-            kind="adamw",
-            lr=self.lr,
-            schedule="constant",
-            warmup=0.0,
-            final_lr_ratio=1.0,
-            weight_decay=0.0,
-            betas=(0.9, 0.95),
-            grad_clip=1.0,
-        )
+        return plain_adamw(lr=self.lr)
 
     @property
     def preference(self) -> config_align.Dpo:

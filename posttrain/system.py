@@ -21,6 +21,8 @@ from posttrain.machine import cuda_device, usable_cores
 MARK = "POSTTRAIN_ENVIRONMENT"
 """Set to 1 in every process whose environment is complete."""
 
+LARGE_PAGES = "GLIBC_TUNABLES"
+
 ALLOCATOR = {
     # glibc hands large blocks back to the kernel at each free, and page faults then dominate training on CPU: keeping
     # them made the same fp32 steps 2x to 6x faster. Read once, when a process starts; hence the re-exec below.
@@ -28,7 +30,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
     # And what it keeps in pages of 2 MiB where the kernel gives them to who asks: a page fault for 512 of the usual.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    LARGE_PAGES: "glibc.malloc.hugetlb=1",
 }
 
 SPIN = "GOMP_SPINCOUNT"

@@ -30,6 +30,13 @@ def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers):
         assert lever.predicted is None or lever.predicted >= 1.0, lever.name
 
 
+def test_in_bf16_there_are_levers_of_its_own(work):
+    bf16 = Levers(load_policy(work.folder, precision="bf16"), shape_of(work.folder)[0], work.groups)
+    for lever in (bf16.attention_as_products(), bf16.own_masters()):
+        assert [len(taken) for taken in in_turns(lever, pairs=1)] == [1, 1]
+        assert lever.name in {known.name for known in bf16.all()}
+
+
 def test_lean_feed_forward_parts_keep_less(levers):
     kept, without = levers.lean_gates().kept
     assert 0 < kept < without
@@ -120,7 +127,9 @@ def test_the_section_says_what_was_measured_and_sorts_the_profile():
     }
     size = {"prompts": 3, "group": 2, "prompt_tokens": 5, "response_tokens": 7}
     profile = {"attention": 1.0, "matrix products": 3.0, "optimizer": 0.0}
-    text = levers_section(Source("x.json", {"levers": [row], "profile": profile, "model": "micro", "size": size}))
+    text = levers_section(
+        Source("x.json", {"levers": [row], "profile": profile, "model": "micro", "precision": "fp32", "size": size})
+    )
     assert "| a lever | without | 1.50 | **2.00** [1.30, 4.00] | 2 / 4; 11 s once; 3 / 5 MiB kept |" in text
     assert text.index("| matrix products | 3 | 75 |") < text.index("| attention | 1 | 25 |")
     assert "optimizer |" not in text and "3 pairs" in text
