@@ -27,7 +27,7 @@ from benchmarks.lever import Lever, compared, in_turns, is_wanted
 from benchmarks.profile import heap_in_use, seconds_by_kind
 from benchmarks.rates import fastest
 from benchmarks.settings import load_settings
-from benchmarks.world import Group, make_groups, plain_adamw, shape_of
+from benchmarks.world import Group, make_groups, plain_adamw, profile_params, shape_of
 from posttrain import config
 from posttrain.engine import attention_products, lm_head, packing, rollout_transformers
 from posttrain.engine.attention import packed_hidden
@@ -304,10 +304,7 @@ class Levers:
 
     def _updates(self, *, zero_stage: int) -> Callable[[], object]:
         """Both passes and the optimizer's step, on a copy of the model."""
-        engine = config.Engine(
-            precision="bf16", zero_stage=zero_stage, micro_batch_tokens=TOKENS, rollout="transformers", rollout_batch=1,
-            canary_tolerance=1.0,
-        )  # fmt: skip
+        engine = profile_params("tiny").engine.model_copy(update={"precision": "bf16", "zero_stage": zero_stage})
         optimizer = plain_adamw(lr=1e-6)
         trainer = Trainer(copy.deepcopy(self._policy.model), optimizer=optimizer, total_steps=1, engine=engine, seed=0)
         batches = [pack(responses) for responses in self._shared]
