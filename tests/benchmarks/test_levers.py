@@ -32,9 +32,10 @@ def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers):
 
 def test_in_bf16_there_are_levers_of_its_own(work):
     bf16 = Levers(load_policy(work.folder, precision="bf16"), shape_of(work.folder)[0], work.groups)
+    names = {lever.name for lever in bf16.all()}
     for lever in (bf16.attention_as_products(), bf16.own_masters()):
         assert [len(taken) for taken in in_turns(lever, pairs=1)] == [1, 1]
-        assert lever.name in {known.name for known in bf16.all()}
+        assert lever.name in names
 
 
 def test_lean_feed_forward_parts_keep_less(levers):
