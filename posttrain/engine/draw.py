@@ -17,10 +17,11 @@ def choose(logits_BV: Tensor, uniform_B: Tensor | None, *, temperature: float) -
     logits_BV = logits_BV.float()
     if temperature not in (0.0, 1.0):
         logits_BV = logits_BV / temperature
-    highest_B1, best_B1 = logits_BV.max(dim=-1, keepdim=True)
+    highest_B1 = logits_BV.amax(dim=-1, keepdim=True)
     weights_BV = (logits_BV - highest_B1).exp_()
     if uniform_B is None:
-        chosen_B1, total_B1 = best_B1, weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
+        chosen_B1 = logits_BV.argmax(dim=-1, keepdim=True)
+        total_B1 = weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
     elif weights_BV.shape[1] <= _BLOCK:
         chosen_B1, total_B1 = draw(weights_BV, uniform_B[:, None])
     else:

@@ -5,6 +5,7 @@ prompts and on drawing noise for the whole vocabulary. Here
 * a prompt is prefilled once; its keys and values stay shared by all its samples, whose scores against them are one
   matrix product instead of many matrix-vector products;
 * own keys and values are written in place, into room that grows by doubling, and finished rows leave at intervals;
+* in bf16 on a CPU the weights are laid out once, and products are made for lengths that come again;
 * a token costs one uniform number per row (inverse of the cumulative distribution).
 
 The uniform numbers depend on seed, request, sample and position alone, so that a response does not depend on what else
@@ -16,6 +17,7 @@ heads per key-value head, D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,12 +37,17 @@ from posttrain.engine.distributed import share_out
 from posttrain.engine.draw import choose
 from posttrain.engine.lm_head import project
 from posttrain.engine.policy import Policy
+from posttrain.engine.prepack import prepacked
 from posttrain.engine.rollout import Request, RolloutEngine
 from posttrain.errors import ModelError
 from posttrain.records import Finish, Rollout
 
-_FIRST_ROOM = 32
-"""Response tokens for which room is made at first."""
+_ROOM = 64
+"""Room for own tokens is made by multiples of this; in bf16 on a CPU they are also attended to by such multiples.
+
+The library behind torch compiles a bf16 product for each of its shapes, which takes longer than many of them, and is
+slow where rows are not aligned.
+"""
 _LEAVE_SHARE = 0.125
 """Finished rows are removed when they are this share of the batch: removing copies the cache of the others."""
 
@@ -61,6 +68,8 @@ class SharedPromptCache(Cache):
         self.grid_rows = 0
         self.slot_B: Tensor | None = None
         """Row -> place in the (P, grid_rows) grid; None: the rows fill the grid in order."""
+        self.stride = 1
+        """Own keys and values are shown by multiples of this, which may be more than there are."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if self.length < 0:
@@ -70,7 +79,8 @@ class SharedPromptCache(Cache):
         keys, values = self.own[layer_idx]
         keys[:, :, self.length] = key_states[:, :, 0]
         values[:, :, self.length] = value_states[:, :, 0]
-        return keys[:, :, : self.length + 1], values[:, :, : self.length + 1]
+        shown = self.length + self.stride - self.length % self.stride
+        return keys[:, :, :shown], values[:, :, :shown]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.length, 0)
@@ -82,8 +92,11 @@ class SharedPromptCache(Cache):
         rows = sum(rows_P)
         for keys, values in self.prompts:
             heads, width = keys.shape[1:3]
-            own_values = values.new_empty((rows, heads, _FIRST_ROOM, values.shape[3]))
-            self.own.append((keys.new_empty((rows, heads, _FIRST_ROOM, width)), own_values))
+            # Zeros, because what is not there yet counts 0 times.
+            own_values = values.new_zeros((rows, heads, _ROOM, values.shape[3]))
+            self.own.append((keys.new_zeros((rows, heads, _ROOM, width)), own_values))
+        if keys.device.type == "cpu" and keys.dtype == torch.bfloat16:
+            self.stride = _ROOM
 
     def _place(self, prompt_of_row: Sequence[int]) -> None:
         counts = np.bincount(prompt_of_row, minlength=len(self.prompts[0][0]))
@@ -104,7 +117,7 @@ class SharedPromptCache(Cache):
     def _moved(self, states_BHSD: Tensor, keep_B: Tensor | None, room: int) -> Tensor:
         kept = states_BHSD[:, :, : self.length]
         kept = kept if keep_B is None else kept.index_select(0, keep_B)
-        moved = states_BHSD.new_empty((kept.shape[0], kept.shape[1], room, kept.shape[3]))
+        moved = states_BHSD.new_zeros((kept.shape[0], kept.shape[1], room, kept.shape[3]))
         moved[:, :, : self.length] = kept
         return moved
 
@@ -154,7 +167,8 @@ def shared_prompt_attention(
     if cache.absent_P11S is not None:
         shared = shared.masked_fill_(cache.absent_P11S, float("-inf"))
     scores = torch.cat([_from_grid(shared, cache, per_head), query_BHRD @ key.transpose(2, 3)], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    scores[..., prompt_tokens + cache.length + 1 :] = float("-inf")
+    weights = torch.softmax(scores, dim=-1)
     on_prompt = _to_grid(weights[..., :prompt_tokens], cache, prompts) @ prompt_values
     out = weights[..., prompt_tokens:] @ value + _from_grid(on_prompt, cache, per_head)
     return out.view(rows, 1, query_heads, out.shape[-1]), None
@@ -224,7 +238,7 @@ class TransformersEngine(RolloutEngine):
         def answer(own: Sequence[int]) -> list[list[Rollout]]:
             answers: dict[tuple[int, int], Rollout] = {}
             run = partial(self._run, requests, samples=samples, generation=generation, seed=seed, stops=stops)
-            with _decoding(self._model):
+            with _decoding(self._model), prepacked(self._model, products=generation.max_new_tokens):
                 for pieces in _plan(requests, own, samples=samples, batch=self._batch):
                     answers |= run(pieces)
             return [[answers[request, sample] for sample in range(samples)] for request in own]
@@ -349,7 +363,7 @@ def decode(
             break
         full = cache.length == cache.room()
         if ended >= max(1, _LEAVE_SHARE * len(ended_B)) or full:
-            room = min(2 * cache.room(), max_new_tokens) if full else cache.room()
+            room = min(2 * cache.room(), math.ceil(max_new_tokens / _ROOM) * _ROOM) if full else cache.room()
             keep_B = torch.nonzero(~ended_B)[:, 0] if ended else None
             if keep_B is not None:
                 running_B, chosen_B, position_B = running_B[keep_B], chosen_B[keep_B], position_B[keep_B]

@@ -32,10 +32,22 @@ def prompts(count: int, seed: int = 0) -> list[Request]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.6])
 def test_logprobs_are_those_of_the_trainer(model: PreTrainedModel, temperature: float) -> None:
     generation = Generation(temperature=temperature, max_new_tokens=70)
-    # Several stop ids, so that rows end at different times, leave, and the room for the cache is enlarged twice.
+    # Several stop ids, so that rows end at different times, leave, and the room for the cache is enlarged.
     rollouts = engine_of(model).generate(prompts(7), samples=3, generation=generation, seed=4, stop_ids=(2, 3))
     assert largest_difference(rollouts, model, temperature=temperature or 1.0) < 1e-4
     assert len({len(rollout.response_ids) for rollout in rollouts}) > 3 or temperature == 0
+
+
+def test_bf16_attends_to_what_is_there() -> None:
+    # Own tokens are attended to by multiples of 64: here with a whole multiple and a part of one, and rows that left.
+    model = micro_model(scale=2.0).to(torch.bfloat16)
+    generation = Generation(temperature=1.0, max_new_tokens=70)
+    rollouts = engine_of(model).generate(prompts(7), samples=3, generation=generation, seed=4, stop_ids=(2,))
+    longest = max(len(rollout.response_ids) for rollout in rollouts)
+    assert 64 < longest
+    exact = micro_model(scale=2.0).to(torch.bfloat16).float()
+    # The rounding of bf16 alone, which does not grow with the room that is left.
+    assert largest_difference(rollouts, exact, temperature=1.0) < 0.1
 
 
 @pytest.mark.parametrize("model", [micro_model(), llama_model()], ids=["qwen3", "llama"])
