@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ ENVIRONMENT = (
 
 @dataclass(frozen=True, slots=True)
 class Lever:
-    name: str
     instead: str
     """What is done without it."""
     on: Callable[[], object]
@@ -107,3 +107,14 @@ def compared(seconds: Sequence[float], without: Sequence[float], *, settings: Se
     """Of a lever's row: what was measured."""
     ratio = median_ratio(seconds, without, draws=settings.bootstrap, seed=settings.seed)
     return {"seconds": list(seconds), "seconds_without": list(without), "ratio": ratio.to_json()}
+
+
+@contextmanager
+def changed(module: Any, name: str, value: float) -> Iterator[None]:
+    """A module's constant, set for a while."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

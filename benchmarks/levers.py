@@ -14,7 +14,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.arithmetic import BACKWARD, Shape, executed_operations
-from benchmarks.lever import Lever, compared, in_turns, is_wanted
+from benchmarks.lever import Lever, changed, compared, in_turns, is_wanted
+from benchmarks.levers_rollouts import RolloutLevers
 from benchmarks.profile import heap_in_use, seconds_by_kind
 from benchmarks.rates import fastest
 from benchmarks.settings import load_settings
 from benchmarks.world import Group, make_groups, plain_adamw, profile_params, shape_of
-from posttrain import config
-from posttrain.engine import attention_products, lm_head, packing, rollout_transformers
+from posttrain.engine import attention_products, lm_head, packing
 from posttrain.engine.attention import packed_hidden
 from posttrain.engine.gated import keep_less
 from posttrain.engine.packing import Packed, Response, pack, plan
 from posttrain.engine.policy import Policy, head_logits, load_policy, over_vocabulary, predicted_logprobs
 from posttrain.engine.rms_norm import fuse_norms
-from posttrain.engine.rollout import Request
-from posttrain.engine.rollout_transformers import TransformersEngine
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.scoring import score
 
@@ -54,24 +51,24 @@ def main() -> None:
     settings = load_settings(Path(order["settings"]))
     shape, token_ids = shape_of(Path(order["folder"]))
     size = settings.models[order["model"]].cases["grpo_update"]
-    bench = Levers(
-        load_policy(Path(order["folder"]), precision=order["precision"]),
-        shape,
-        make_groups(size, token_ids, seed=settings.seed),
-    )
+    policy = load_policy(Path(order["folder"]), precision=order["precision"])
+    groups = make_groups(size, token_ids, seed=settings.seed)
+    bench = Levers(policy, shape, groups)
     if order.get("step_only"):
         print(json.dumps({"seconds": fastest(bench.step, seconds=STEP_SECONDS)}))
         return
     rows = []
-    for lever in (lever for lever in bench.all() if is_wanted(lever.name, order["only"])):
-        said: dict[str, Any] = {"name": lever.name, "instead": lever.instead, "predicted": lever.predicted}
+    makers = [*bench.named(), *RolloutLevers(policy, shape, groups).named()]
+    for name, make in [(name, make) for name, make in makers if is_wanted(name, order["only"])]:
+        lever = make()
+        said: dict[str, Any] = {"name": name, "instead": lever.instead, "predicted": lever.predicted}
         said |= {"own_cost": lever.own_cost, "kept": lever.kept}
         rows.append(said | compared(*in_turns(lever, pairs=settings.pairs), settings=settings))
     print(json.dumps({"levers": rows, "profile": seconds_by_kind(bench.step)}))
 
 
 class Levers:
-    """All of them, on the groups of the case `grpo_update`."""
+    """Those of training, on the groups of the case `grpo_update`."""
 
     def __init__(self, policy: Policy, shape: Shape, groups: Sequence[Group]) -> None:
         self._policy, self._shape, self._groups = policy, shape, groups
@@ -87,31 +84,29 @@ class Levers:
         self._shared = micro_batches(together)
         self._apart = cut(apart)
 
-    def all(self) -> Iterator[Lever]:
-        yield self.no_padding()
-        yield self.one_prompt()
-        yield self.like_lengths()
-        yield self.head_where_needed()
+    def named(self) -> Iterator[tuple[str, Callable[[], Lever]]]:
+        """Name of each, and what makes it: some take long to make."""
+        yield "no padding but in attention", self.no_padding
+        yield "a prompt once for all its responses, packed", self.one_prompt
+        yield "attention among rows of like lengths", self.like_lengths
+        yield "LM head only where there is a loss", self.head_where_needed
         if self._shape.vocabulary >= lm_head.LARGE:
-            yield self.head_by_blocks()
-        yield self.fused_norms()
+            yield "LM head by blocks of the vocabulary", self.head_by_blocks
+        yield "norms with a gradient of few passes", self.fused_norms
         if self._policy.model.dtype == torch.bfloat16:
-            yield self.attention_as_products()
-            yield self.own_masters()
-        yield self.lean_gates()
+            yield "attention as matrix products", self.attention_as_products
+            yield "master weights without ZeRO (a whole update)", self.own_masters
+        yield "feed-forward parts compute activation and product again", self.lean_gates
         if shutil.which("g++"):
-            yield self.compiled()
-        yield self.fused_optimizer()
-        yield self.no_old_pass()
-        yield self.no_idle_groups()
-        yield self.one_prefill()
-        yield self.ended_rows_leave()
+            yield "torch.compile of the feed-forward parts (not used)", self.compiled
+        yield "fused AdamW (its step alone)", self.fused_optimizer
+        yield "no pass of its own for old log-probabilities on-policy", self.no_old_pass
+        yield "groups without a signal not trained on (half of them)", self.no_idle_groups
 
     def no_padding(self) -> Lever:
         ordered = sorted(self._responses, key=lambda response: -len(response[0]) - len(response[1]))
         padded = [ordered[start : start + ROWS] for start in range(0, len(ordered), ROWS)]
         return Lever(
-            "no padding but in attention",
             f"rows padded to the longest of {ROWS} of like lengths",
             lambda: self._train(self._apart),
             lambda: self._train_padded(padded),
@@ -120,7 +115,6 @@ class Levers:
 
     def one_prompt(self) -> Lever:
         return Lever(
-            "a prompt once for all its responses, packed",
             "packed, with its prompt before every response",
             self.step,
             lambda: self._train(self._apart),
@@ -135,7 +129,6 @@ class Levers:
         with changed(packing, "LIKE", 0.0):
             operations = self._operations(self._shared)
         return Lever(
-            "attention among rows of like lengths",
             "attention among all rows of a micro-batch, padded to the longest",
             self.step,
             off,
@@ -156,7 +149,6 @@ class Levers:
             model.zero_grad()
 
         return Lever(
-            "LM head only where there is a loss",
             "LM head on every token",
             self.step,
             off,
@@ -168,11 +160,10 @@ class Levers:
             with changed(lm_head, "LARGE", float("inf")):
                 self.step()
 
-        return Lever("LM head by blocks of the vocabulary", "one product with all its weights", self.step, off, None)
+        return Lever("one product with all its weights", self.step, off, None)
 
     def fused_norms(self) -> Lever:
         return Lever(
-            "norms with a gradient of few passes",
             "norms as the model writes them",
             self.step,
             lambda: self._train(self._shared, self._plain_norms),
@@ -185,11 +176,10 @@ class Levers:
             with changed(attention_products, "LONGEST", 0):
                 self.step()
 
-        return Lever("attention as matrix products", "torch's fused kernel", self.step, off, None)
+        return Lever("torch's fused kernel", self.step, off, None)
 
     def own_masters(self) -> Lever:
         return Lever(
-            "master weights without ZeRO (a whole update)",
             "ZeRO 2, in one process",
             self._updates(zero_stage=0),
             self._updates(zero_stage=2),
@@ -198,7 +188,6 @@ class Levers:
 
     def lean_gates(self) -> Lever:
         return Lever(
-            "feed-forward parts compute activation and product again",
             "both are kept for the backward pass",
             self.step,
             lambda: self._train(self._shared, self._plain_gated),
@@ -217,7 +206,6 @@ class Levers:
         started = time.perf_counter()
         on()
         return Lever(
-            "torch.compile of the feed-forward parts (not used)",
             "as transformers runs them",
             on,
             self.step,
@@ -230,7 +218,7 @@ class Levers:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         fused, plain = (torch.optim.AdamW(parameters, lr=1e-6, fused=fused, foreach=False) for fused in (True, False))
-        return Lever("fused AdamW (its step alone)", "AdamW, tensor by tensor", fused.step, plain.step, None)
+        return Lever("AdamW, tensor by tensor", fused.step, plain.step, None)
 
     def no_old_pass(self) -> Lever:
         def off() -> None:
@@ -238,7 +226,6 @@ class Levers:
             self._train(self._shared)
 
         return Lever(
-            "no pass of its own for old log-probabilities on-policy",
             "a forward pass before the step",
             self.step,
             off,
@@ -249,39 +236,10 @@ class Levers:
         size = len(self._groups[0].responses)
         half = micro_batches(self._responses[: size * (len(self._groups) // 2)])
         return Lever(
-            "groups without a signal not trained on (half of them)",
             "all groups trained on",
             lambda: self._train(half),
             self.step,
             self._operations(self._shared) / self._operations(half),
-        )
-
-    def one_prefill(self) -> Lever:
-        prompts, size = self._requests()
-        return Lever(
-            "rollouts: a prompt read once for all its samples",
-            "each sample a request of its own",
-            lambda: self._sample(prompts, size, ()),
-            lambda: self._sample([prompt for prompt in prompts for _ in range(size)], 1, ()),
-            None,
-        )
-
-    def ended_rows_leave(self) -> Lever:
-        prompts, size = self._requests()
-        # Every thirtieth token ends a response: lengths are about geometric.
-        stops = tuple(range(0, self._shape.vocabulary, 30))
-        lengths = self._sample(prompts, size, stops)
-
-        def off() -> None:
-            with changed(rollout_transformers, "_LEAVE_SHARE", 2.0):
-                self._sample(prompts, size, stops)
-
-        return Lever(
-            "rollouts: rows that ended leave the batch",
-            "they stay until the last has ended",
-            lambda: self._sample(prompts, size, stops),
-            off,
-            len(lengths) * max(lengths) / sum(lengths),
         )
 
     def step(self) -> None:
@@ -289,11 +247,6 @@ class Levers:
         self._train(self._shared)
 
     # What they are made of.
-
-    def _requests(self) -> tuple[list[Request], int]:
-        """One for each prompt, and how many samples of it are wanted."""
-        requests = [Request(str(i), group.prompt_ids) for i, group in enumerate(self._groups)]
-        return requests, len(self._groups[0].responses)
 
     def _train(self, batches: Sequence[Sequence[Response]], model: PreTrainedModel | None = None) -> None:
         """Forward and backward passes of a policy gradient with weights of 1."""
@@ -356,14 +309,6 @@ class Levers:
             )
         return total
 
-    def _sample(self, requests: Sequence[Request], samples: int, stops: Sequence[int]) -> list[int]:
-        """Lengths of the responses."""
-        engine = TransformersEngine(self._policy, batch=10**6, tolerance=1.0)
-        longest = max(len(response) for group in self._groups for response in group.responses)
-        generation = config.Generation(temperature=1.0, max_new_tokens=longest)
-        rollouts = engine.generate(requests, samples=samples, generation=generation, seed=0, stop_ids=stops)
-        return [len(rollout.response_ids) for rollout in rollouts]
-
 
 def micro_batches(responses: Sequence[Response]) -> list[list[Response]]:
     return [[responses[i] for i in group] for group in plan([[response] for response in responses], tokens=TOKENS)]
@@ -381,17 +326,6 @@ def cut(responses: Sequence[Response]) -> list[list[Response]]:
         parts[-1].append((prompt, own))
         room -= tokens
     return parts
-
-
-@contextmanager
-def changed(module: Any, name: str, value: float) -> Iterator[None]:
-    """A module's constant, set for a while."""
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
 
 
 if __name__ == "__main__":

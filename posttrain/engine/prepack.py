@@ -32,7 +32,7 @@ def prepacked(model: nn.Module, *, products: int) -> Iterator[None]:
     lay_out: Any = torch.ops.mkldnn._reorder_linear_weight
     for layer in layers:
         # Not by another class: which parts of a model are plain nn.Linear is asked elsewhere.
-        layer.forward = partial(_multiply, layer, lay_out(layer.weight.detach()))
+        layer.forward = partial(_multiply, layer, lay_out(layer.weight.detach()))  # type: ignore[method-assign]
     try:
         yield
     finally:

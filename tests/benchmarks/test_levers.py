@@ -5,9 +5,10 @@ import torch
 
 from benchmarks.__main__ import with_others
 from benchmarks.arithmetic import Shape, executed_operations
-from benchmarks.lever import in_turns, is_wanted
-from benchmarks.levers import Levers, changed, cut
+from benchmarks.lever import changed, in_turns, is_wanted
+from benchmarks.levers import Levers, cut
 from benchmarks.levers_page import levers_section
+from benchmarks.levers_rollouts import RolloutLevers
 from benchmarks.profile import BETWEEN, REST, heap_in_use, kind_of, seconds_by_kind
 from benchmarks.side import BenchmarkError
 from benchmarks.world import shape_of
@@ -21,21 +22,24 @@ def levers(work):
     return Levers(load_policy(work.folder, precision="fp32"), shape_of(work.folder)[0], work.groups)
 
 
-def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers):
-    found = list(levers.all())
-    assert len({lever.name for lever in found}) == len(found) >= 11
-    for lever in found:
+def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers, work):
+    of_rollouts = RolloutLevers(levers._policy, levers._shape, work.groups)
+    found = {name: make() for part in (levers, of_rollouts) for name, make in part.named()}
+    assert len(found) >= 11
+    for name, lever in found.items():
         seconds, without = in_turns(lever, pairs=1)
         assert len(seconds) == len(without) == 1
-        assert lever.predicted is None or lever.predicted >= 1.0, lever.name
+        assert lever.predicted is None or lever.predicted >= 1.0, name
 
 
-def test_in_bf16_there_are_levers_of_its_own(work):
-    bf16 = Levers(load_policy(work.folder, precision="bf16"), shape_of(work.folder)[0], work.groups)
-    names = {lever.name for lever in bf16.all()}
-    for lever in (bf16.attention_as_products(), bf16.own_masters()):
+def test_in_bf16_there_are_levers_of_its_own(work, levers):
+    policy, shape = load_policy(work.folder, precision="bf16"), shape_of(work.folder)[0]
+    parts = (Levers(policy, shape, work.groups), RolloutLevers(policy, shape, work.groups))
+    known = {name for part in (levers, RolloutLevers(levers._policy, shape, work.groups)) for name, _ in part.named()}
+    own = [make() for part in parts for name, make in part.named() if name not in known]
+    assert len(own) == 4
+    for lever in own:
         assert [len(taken) for taken in in_turns(lever, pairs=1)] == [1, 1]
-        assert lever.name in names
 
 
 def test_lean_feed_forward_parts_keep_less(levers):
