@@ -68,11 +68,10 @@ def make_work(order: Order, scratch: Path) -> Work:
     model = settings.models[order.model]
     size = model.cases[order.case]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(order.folder)
+    params = profile_params(model.profile)
     return Work(
         folder=Path(order.folder),
-        params=in_one_pass(profile_params(model.profile))
-        if torch.cuda.is_available()
-        else profile_params(model.profile),
+        params=in_one_pass(params) if torch.cuda.is_available() else params,
         size=size,
         groups=make_groups(size, plain_tokens(tokenizer), seed=settings.seed),
         precision=order.precision,

@@ -20,13 +20,19 @@ from posttrain.engine.mix_in import mix_in
 _AGREEMENT = 1e-5
 
 
+def _scale(states: Tensor, eps: float) -> Tensor:
+    """What a row is multiplied by, (..., 1), at least in fp32."""
+    precise = torch.promote_types(states.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=precise)
+    return norm.square_().div_(states.shape[-1]).add_(eps).rsqrt_()
+
+
 class _RmsNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467)."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-        scale = norm.square_().div_(states.shape[-1]).add_(eps).rsqrt_()
+        scale = _scale(states, eps)
         ctx.save_for_backward(states, weight, scale)
         return (states * scale).mul_(weight)
 
@@ -47,8 +53,7 @@ class _Bf16RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(states.shape[-1]).add_(eps).rsqrt_()
+        scale = _scale(states, eps)
         ctx.save_for_backward(states, weight, scale)
         return (states * scale).to(states.dtype).mul_(weight)
 
