@@ -23,9 +23,9 @@ _FEWEST = 8
 
 @contextmanager
 def prepacked(model: nn.Module, *, products: int) -> Iterator[None]:
-    """For at most `products` products with each weight: without gradients, `model` multiplies by copies made here.
+    """Without gradients, `model` multiplies by copies of its weights made here, if `products` with each of them pay.
 
-    Whatever changes a weight in the meantime is not seen.
+    What changes a weight in the meantime is not seen.
     """
     found = (module for module in model.modules() if type(module) is nn.Linear and _fits(module))
     layers = list(found) if products >= _FEWEST else []

@@ -176,9 +176,8 @@ class Collector:
         self, samples: list[list[Sample]], recipe: Recipe
     ) -> tuple[dict[tuple[int, int], Tensor], list[list[Tensor]]]:
         """Reference log-probabilities of the samples that need them, and the k1 of their tokens by group."""
-        keys = watched(len(samples))
-        if recipe.kl_in_reward or recipe.kl_in_loss:
-            keys = [(p, g) for p, group in enumerate(samples) for g in range(len(group))]
+        everywhere = [(p, g) for p, group in enumerate(samples) for g in range(len(group))]
+        keys = everywhere if recipe.kl_in_reward or recipe.kl_in_loss else watched(len(samples))
         rollouts = [samples[p][g].rollout for p, g in keys]
         scores = shared_score(
             self.learner.reference,
