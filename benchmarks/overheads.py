@@ -80,4 +80,5 @@ def rows(result: Any) -> list[tuple[str, ...]]:
 
 
 def _row(name: str, before: float, total: float, steps: float, parts: str) -> tuple[str, ...]:
-    return name, f"{before:.1f}", f"{total:.1f}", f"{steps:.1f}" if steps else "-", parts or "-", f"{total - steps:.1f}"
+    shown = f"{steps:.1f}" if steps else "-"
+    return name, f"{before:z.1f}", f"{total:z.1f}", shown, parts or "-", f"{total - steps:z.1f}"

@@ -93,21 +93,23 @@ class Forwarder:
         path = spool.folder / EVENTS
         if spool.done or not path.is_file():
             return
-        if spool.run_id is None:
-            self._create(spool)
         with path.open("rb") as file:
             file.seek(spool.offset)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         if not whole:
             return
-        self._apply(spool, [json.loads(line) for line in whole.splitlines()])
+        events = [json.loads(line) for line in whole.splitlines()]
+        if spool.run_id is None:
+            self._create(spool, started=events[0]["time"])
+        self._apply(spool, events)
         spool.offset += len(whole)
         if spool.done:
             shutil.rmtree(spool.folder, ignore_errors=True)
             self._spools.remove(spool)
 
-    def _create(self, spool: _Spool) -> None:
+    def _create(self, spool: _Spool, *, started: int) -> None:
+        """`started`: milliseconds since the epoch; the run may be forwarded long after."""
         about = json.loads((spool.folder / RUN).read_text(encoding="utf-8"))
         run_id = about.get("run_id")
         if run_id is None:
@@ -117,7 +119,7 @@ class Forwarder:
                 parent = self._run_ids.get(about["parent"]) or _recorded_run_id(Path(about["parent"]))
                 if parent:
                     tags["mlflow.parentRunId"] = parent
-            run_id = client.create_run(experiment, tags=tags, run_name=about["name"]).info.run_id
+            run_id = client.create_run(experiment, started, tags, about["name"]).info.run_id
             (spool.folder / RUN).write_text(json.dumps({**about, "run_id": run_id}), encoding="utf-8")
         else:
             self._store(about["experiment"])

@@ -69,6 +69,7 @@ def test_everything_arrives(store: str, tmp_path: Path) -> None:
     assert part.data.params == {"sft.lr": "0.1"}
     assert [item.dataset.digest for item in part.inputs.dataset_inputs] == ["abc123.dir"]
     assert {part.info.status, whole.info.status} == {"FINISHED"}
+    assert whole.info.start_time <= part.info.start_time <= part.info.end_time <= whole.info.end_time
     client = MlflowClient(store)
     assert [m.value for m in client.get_metric_history(part.info.run_id, "train/loss")] == [2.0, 1.0]
     assert {item.path for item in client.list_artifacts(part.info.run_id)} == {"curves", "tables"}
