@@ -36,34 +36,34 @@ class Call:
 
     def __init__(self) -> None:
         self.is_ended = False
-        self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def begin(self, connection: http.client.HTTPConnection) -> None:
+    def begin(self, connected: socket.socket) -> None:
         with self._lock:
             if self.is_ended:
                 raise ConnectionAbortedError("it was ended before it began")
-            self._connection = connection
+            self._socket = connected
 
     def end(self) -> None:
         """Its server stops working on it, and who waits for it gets Ended; nothing happens when it has its answer."""
         with self._lock:
             self.is_ended = True
-            if self._connection is not None:
-                _shut(self._connection)
+            if self._socket is not None:
+                _shut(self._socket)
 
 
-def _shut(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
-        with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+def _shut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 class Http:
     def __init__(self) -> None:
         self.stopped = threading.Event()
         """While set, no request is made: the run ends."""
-        self._open: set[http.client.HTTPConnection] = set()
+        # Not connections: those forget their socket when they see that an answer will be its last.
+        self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
 
     def post(self, address: str, path: str, body: dict[str, Any], *, seconds: float, call: Call | None = None) -> Any:
@@ -82,6 +82,9 @@ class Http:
             if call is not None and call.is_ended:
                 raise Ended(url) from error
             raise Unreachable(f"{url}: {error!r}; wanted: an answer within {seconds:.0f} s") from error
+        if call is not None and call.is_ended:
+            # An answer without a length that ends with its connection looks whole, wherever it was cut.
+            raise Ended(url)
         if status < 400:
             return json.loads(content) if content else None
         message = f"{url}: {status}: {content.decode(errors='replace')[:500]}"
@@ -99,8 +102,8 @@ class Http:
         """End every request in flight, and begin no other; servers stop working on what nobody waits for."""
         with self._lock:
             self.stopped.set()
-            for connection in self._open:
-                _shut(connection)
+            for connected in self._open:
+                _shut(connected)
 
     def _dies(self, address: str) -> bool:
         end = time.monotonic() + _DEATH_SECONDS
@@ -116,18 +119,19 @@ class Http:
         parts = urlsplit(address)
         kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
         connection = kind(parts.netloc, timeout=seconds)
+        connection.connect()
+        connected: socket.socket = connection.sock
         try:
-            connection.connect()
             if call is not None:
-                call.begin(connection)
+                call.begin(connected)
             with self._lock:
                 if self.stopped.is_set():
                     raise ConnectionAbortedError("the run ends")
-                self._open.add(connection)
+                self._open.add(connected)
             connection.request(method, f"{parts.path}{path}", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
             with self._lock:
-                self._open.discard(connection)
+                self._open.discard(connected)
             connection.close()

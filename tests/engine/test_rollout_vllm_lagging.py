@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from posttrain.engine import vllm_round
 from posttrain.engine.policy import Policy
+from posttrain.engine.vllm_http import Call, Ended, Http
 from tests.engine.test_rollout_vllm import REQUESTS, SAMPLED, listed
 from tests.engine.test_rollout_vllm_faults import MANY, asked_by_seed, undisturbed
 from tests.engine.vllm_stand_in import Gone, StandIn
@@ -80,3 +84,20 @@ def test_a_server_alone_is_not_asked_twice(stand_in: StandIn, policy: Policy, mo
     engine.generate(MANY, samples=2, generation=SAMPLED, seed=1)
     assert set(asked_by_seed(stand_in).values()) == {1}
     engine.close()
+
+
+@pytest.mark.parametrize(("begun", "pause"), [(b"", 0.0), (b"", 0.2), (b'{"choices": [{"index"', 0.2)])
+def test_what_is_ended_amid_its_answer_has_none(begun: bytes, pause: float) -> None:
+    """Without a length, an answer is over when its connection is."""
+    call = Call()
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        waiting = pool.submit(Http().post, address, "/v1/completions", {}, seconds=30.0, call=call)
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(2**16)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + begun)
+            time.sleep(pause)  # until the head of the answer is read
+            call.end()
+            with pytest.raises(Ended):
+                waiting.result(timeout=30.0)
