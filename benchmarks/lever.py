@@ -118,3 +118,13 @@ def changed(module: Any, name: str, value: float) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+def under(module: Any, name: str, value: float, work: Callable[[], object]) -> Callable[[], None]:
+    """The work while a module's constant is another."""
+
+    def done() -> None:
+        with changed(module, name, value):
+            work()
+
+    return done

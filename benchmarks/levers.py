@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.arithmetic import BACKWARD, Shape, executed_operations
-from benchmarks.lever import Lever, changed, compared, in_turns, is_wanted
+from benchmarks.lever import Lever, changed, compared, in_turns, is_wanted, under
 from benchmarks.levers_rollouts import RolloutLevers
 from benchmarks.profile import heap_in_use, seconds_by_kind
 from benchmarks.rates import fastest
@@ -59,7 +59,9 @@ def main() -> None:
         return
     rows = []
     makers = [*bench.named(), *RolloutLevers(policy, shape, groups).named()]
-    for name, make in [(name, make) for name, make in makers if is_wanted(name, order["only"])]:
+    for name, make in makers:
+        if not is_wanted(name, order["only"]):
+            continue
         lever = make()
         said: dict[str, Any] = {"name": name, "instead": lever.instead, "predicted": lever.predicted}
         said |= {"own_cost": lever.own_cost, "kept": lever.kept}
@@ -122,16 +124,12 @@ class Levers:
         )
 
     def like_lengths(self) -> Lever:
-        def off() -> None:
-            with changed(packing, "LIKE", 0.0):
-                self._train(self._shared)
-
         with changed(packing, "LIKE", 0.0):
             operations = self._operations(self._shared)
         return Lever(
             "attention among all rows of a micro-batch, padded to the longest",
             self.step,
-            off,
+            under(packing, "LIKE", 0.0, self.step),
             operations / self._operations(self._shared),
         )
 
@@ -156,10 +154,7 @@ class Levers:
         )
 
     def head_by_blocks(self) -> Lever:
-        def off() -> None:
-            with changed(lm_head, "LARGE", float("inf")):
-                self.step()
-
+        off = under(lm_head, "LARGE", float("inf"), self.step)
         return Lever("one product with all its weights", self.step, off, None)
 
     def fused_norms(self) -> Lever:
@@ -172,10 +167,7 @@ class Levers:
         )
 
     def attention_as_products(self) -> Lever:
-        def off() -> None:
-            with changed(attention_products, "LONGEST", 0):
-                self.step()
-
+        off = under(attention_products, "LONGEST", 0, self.step)
         return Lever("torch's fused kernel", self.step, off, None)
 
     def own_masters(self) -> Lever:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from benchmarks.arithmetic import Shape
-from benchmarks.lever import Lever, changed
+from benchmarks.lever import Lever, under
 from benchmarks.world import Group
 from posttrain import config
 from posttrain.engine import prepack, rollout_transformers
@@ -45,29 +45,18 @@ class RolloutLevers:
         stops = tuple(range(0, self._shape.vocabulary, 30))
         lengths = self._sample(self._prompts, self._size, stops)
 
-        def off() -> None:
-            with changed(rollout_transformers, "_LEAVE_SHARE", 2.0):
-                self._sample(self._prompts, self._size, stops)
+        def on() -> None:
+            self._sample(self._prompts, self._size, stops)
 
-        return Lever(
-            "they stay until the last has ended",
-            lambda: self._sample(self._prompts, self._size, stops),
-            off,
-            len(lengths) * max(lengths) / sum(lengths),
-        )
+        off = under(rollout_transformers, "_LEAVE_SHARE", 2.0, on)
+        return Lever("they stay until the last has ended", on, off, len(lengths) * max(lengths) / sum(lengths))
 
     def laid_out(self) -> Lever:
-        def off() -> None:
-            with changed(prepack, "_FEWEST", float("inf")):
-                self.sample()
-
+        off = under(prepack, "_FEWEST", float("inf"), self.sample)
         return Lever("anew for every product", self.sample, off, None)
 
     def aligned(self) -> Lever:
-        def off() -> None:
-            with changed(rollout_transformers, "_ROOM", 1):
-                self.sample()
-
+        off = under(rollout_transformers, "_ROOM", 1, self.sample)
         return Lever("exactly as many as there are", self.sample, off, None)
 
     def sample(self) -> None:

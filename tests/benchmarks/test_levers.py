@@ -24,9 +24,9 @@ def levers(work):
 
 def test_every_lever_runs_with_and_without_and_is_not_predicted_to_lose(levers, work):
     of_rollouts = RolloutLevers(levers._policy, levers._shape, work.groups)
-    found = {name: make() for part in (levers, of_rollouts) for name, make in part.named()}
-    assert len(found) >= 11
-    for name, lever in found.items():
+    found = [(name, make()) for part in (levers, of_rollouts) for name, make in part.named()]
+    assert len({name for name, _ in found}) == len(found) >= 11
+    for name, lever in found:
         seconds, without = in_turns(lever, pairs=1)
         assert len(seconds) == len(without) == 1
         assert lever.predicted is None or lever.predicted >= 1.0, name
