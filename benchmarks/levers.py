@@ -93,7 +93,7 @@ class Levers:
         yield "attention among rows of like lengths", self.like_lengths
         yield "LM head only where there is a loss", self.head_where_needed
         if self._shape.vocabulary >= lm_head.LARGE:
-            yield "LM head by blocks of the vocabulary", self.head_by_blocks
+            yield "LM head in parts, its gradient in their place", self.head_in_parts
         yield "norms with a gradient of few passes", self.fused_norms
         if self._policy.model.dtype == torch.bfloat16:
             yield "attention as matrix products", self.attention_as_products
@@ -153,9 +153,9 @@ class Levers:
             self._operations(self._shared, everywhere=True) / self._operations(self._shared),
         )
 
-    def head_by_blocks(self) -> Lever:
+    def head_in_parts(self) -> Lever:
         off = under(lm_head, "LARGE", float("inf"), self.step)
-        return Lever("one product with all its weights", self.step, off, None)
+        return Lever("in parts, with autograd's gradient", self.step, off, None)
 
     def fused_norms(self) -> Lever:
         return Lever(

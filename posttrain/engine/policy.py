@@ -33,7 +33,7 @@ from transformers import (
 from posttrain.config import MicroModel
 from posttrain.engine.attention import packed_hidden
 from posttrain.engine.distributed import own_device, rank
-from posttrain.engine.lm_head import project
+from posttrain.engine.lm_head import project, read_in_parts, reads_in_parts
 from posttrain.engine.packing import Packed
 from posttrain.errors import ModelError
 
@@ -150,13 +150,15 @@ def count_parameters(model: nn.Module) -> int:
 
 def predicted_logprobs(model: PreTrainedModel, packed: Packed, *, temperature: float) -> Tensor:
     """log p(token | what comes before it) in nats at `temperature`, shape (M,), of the wanted tokens."""
+    hidden_MC, targets_M, head = predicting_hidden(model, packed), packed.targets_M, model.get_output_embeddings()
+    if reads_in_parts(head, hidden_MC):
+        return read_in_parts(head, hidden_MC, targets_M, temperature=temperature)[0]
 
     def read(hidden_MC: Tensor, targets_M: Tensor) -> tuple[Tensor]:
         logits_MV = head_logits(model, hidden_MC, temperature)
         return (-nn.functional.cross_entropy(logits_MV, targets_M, reduction="none"),)
 
-    (logprobs_M,) = over_vocabulary(model, read, predicting_hidden(model, packed), packed.targets_M)
-    return logprobs_M
+    return over_vocabulary(model, read, hidden_MC, targets_M)[0]
 
 
 def predicted_tokens(model: PreTrainedModel, packed: Packed, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -164,12 +166,15 @@ def predicted_tokens(model: PreTrainedModel, packed: Packed, *, temperature: flo
 
     Both in nats at `temperature`, shape (M,).
     """
+    hidden_MC, targets_M, head = predicting_hidden(model, packed), packed.targets_M, model.get_output_embeddings()
+    if reads_in_parts(head, hidden_MC):
+        return read_in_parts(head, hidden_MC, targets_M, temperature=temperature)
 
     def read(hidden_MC: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
         logprobs_MV = torch.log_softmax(head_logits(model, hidden_MC, temperature), dim=-1)
         return logprobs_MV.gather(1, targets_M[:, None])[:, 0], entropy(logprobs_MV)
 
-    logprobs_M, entropy_M = over_vocabulary(model, read, predicting_hidden(model, packed), packed.targets_M)
+    logprobs_M, entropy_M = over_vocabulary(model, read, hidden_MC, targets_M)
     return logprobs_M, entropy_M
 
 

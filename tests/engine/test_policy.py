@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from posttrain.engine import lm_head
 from posttrain.engine import policy as policy_module
 from posttrain.engine.packing import Response, pack
 from posttrain.engine.policy import (
@@ -16,6 +17,7 @@ from posttrain.engine.policy import (
     build_micro,
     count_parameters,
     load_policy,
+    predicted_logprobs,
     predicted_tokens,
     save_policy,
 )
@@ -122,6 +124,22 @@ def test_logits_held_in_parts_give_the_same_values_and_gradients(monkeypatch: py
         results.append((logprobs_M.detach(), entropy_M, model.get_input_embeddings().weight.grad))
     for whole, parts in zip(*results, strict=True):
         torch.testing.assert_close(whole, parts)
+
+
+def test_a_large_vocabulary_is_read_in_parts_with_the_same_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = pack([((3, 4), (5, 6, 7)), ((8,), (9, 10, 11))])
+    results = []
+    for large in (lm_head.LARGE, VOCAB):
+        monkeypatch.setattr(lm_head, "LARGE", large)
+        model = micro_model()
+        logprobs_M, entropy_M = predicted_tokens(model, packed, temperature=0.9)
+        assert torch.equal(logprobs_M, predicted_logprobs(model, packed, temperature=0.9)) or large > VOCAB
+        logprobs_M.sum().backward()
+        results.append((logprobs_M.detach(), entropy_M, model.get_input_embeddings().weight.grad))
+    for plain, parts in zip(*results, strict=True):
+        torch.testing.assert_close(plain, parts)
 
 
 def test_never_more_logits_than_allowed_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
