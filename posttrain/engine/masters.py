@@ -38,12 +38,11 @@ class Masters:
             self._gradients[index].copy_(gradient)
             self._reached.add(index)
 
-    def get_grads_for_reduction(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """What DeepSpeed averages over ranks, by the name it asks for: all gradients, and none of experts."""
+    def complete(self) -> None:
+        """Set the gradients to zero that no backward pass has reached."""
         for index, gradient in enumerate(self._gradients):
             if index not in self._reached:
                 gradient.zero_()
-        return self._gradients, {}
 
     @torch.no_grad()
     def write_back(self) -> None:

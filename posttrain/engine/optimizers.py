@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain import config
-from posttrain.engine.distributed import all_sum
+from posttrain.engine.distributed import all_sum, world_size
 from posttrain.engine.masters import Masters
 from posttrain.errors import NonFiniteError
 
@@ -42,9 +42,22 @@ class ClippedAdamW(torch.optim.AdamW):
         self._largest = optimizer.grad_clip
         self._partitioned = partitioned
         """Whether each rank holds a part of the gradients (ZeRO) rather than all of them."""
+        self._masters = masters
         self.grad_norm = 0.0
-        if masters is not None:
-            self.get_grads_for_reduction = masters.get_grads_for_reduction
+
+    def get_grads_for_reduction(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """What DeepSpeed averages over ranks without ZeRO, by the name it asks for: gradients, and none of experts.
+
+        One rank has nothing to average, and is spared a copy of them all.
+        """
+        if self._masters is not None:
+            self._masters.complete()
+        gradients = []
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        return (gradients if world_size() > 1 else []), {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -79,13 +92,14 @@ class ClippedMuon(ClippedAdamW):
         super().__init__(groups, optimizer=optimizer, partitioned=False, masters=masters)
 
     def _step_clipped(self) -> None:
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in groups:
             if group["matrices"]:
                 matrices = [p for p in group["params"] if p.grad is not None]
                 self._step_matrices(matrices, lr=group["lr"], weight_decay=group["weight_decay"])
-                for p in matrices:  # AdamW leaves alone what has no gradient
-                    p.grad = None
+        self.param_groups = [group for group in groups if not group["matrices"]]
         super()._step_clipped()
+        self.param_groups = groups
 
     def _step_matrices(self, matrices: Sequence[Tensor], *, lr: float, weight_decay: float) -> None:
         directions = []

@@ -131,6 +131,16 @@ def test_bf16_steps_are_those_of_fp32_masters_that_add_micro_batches_up() -> Non
     assert float((found - wanted).norm()) < 0.15 * float((wanted - start).norm())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_weight_moves_at_every_step(precision: Precision, kind: str) -> None:
+    trainer = trainer_of(micro_model(), precision=precision, kind=kind, warmup=0.0, schedule="constant")
+    for seed in range(3):
+        before = [p.detach().clone() for p in trainer._stepped()]
+        trainer.step(batch(2, seed), loss_fn)
+        assert not any(torch.equal(old, new) for old, new in zip(before, trainer._stepped(), strict=True))
+
+
 def test_what_no_micro_batch_reaches_has_no_gradient() -> None:
     def only_the_norm(model: nn.Module, item: Item) -> tuple[Tensor, dict[str, Tensor]]:
         return model.model.norm.weight.float().square().sum(), {}  # type: ignore[union-attr, operator]
