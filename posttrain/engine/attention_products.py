@@ -44,6 +44,14 @@ def _blocks(width: int, keys: int) -> list[tuple[int, int, int]]:
     return [(start, end, keys - width + end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
+def _hide(scores: Tensor, unseen: Tensor) -> None:
+    """-inf where a query does not see a key; often that is among the last keys only, which are the queries' own."""
+    earlier = unseen.shape[-1] - unseen.shape[-2]
+    if not bool(unseen[..., :earlier].any()):
+        scores, unseen = scores[..., earlier:], unseen[..., earlier:]
+    scores.masked_fill_(unseen, float("-inf"))
+
+
 class _Products(torch.autograd.Function):
     """Kept: query, keys, values and, block by block, the probabilities."""
 
@@ -61,7 +69,7 @@ class _Products(torch.autograd.Function):
         for start, end, visible in _blocks(width, keys.shape[2]):
             queries = scaled_RHGWD[:, :, :, start:end].reshape(len(keys_RHKD), -1, depth)
             scores = torch.bmm(queries, keys_RHDK[:, :, :visible]).view(rows, heads, end - start, visible)
-            scores.masked_fill_(~seen[:, :, start:end, :visible], float("-inf"))
+            _hide(scores, ~seen[:, :, start:end, :visible])
             chances = torch.softmax(scores, -1).to(query.dtype).view(len(keys_RHKD), -1, visible)
             found = torch.bmm(chances, values_RHKD[:, :visible])
             out_RHGWD[:, :, :, start:end] = found.view(rows, keys.shape[1], -1, end - start, depth)

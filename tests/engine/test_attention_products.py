@@ -16,8 +16,8 @@ from tests.plain import sequence_logprobs
 ROWS, HEADS, KEY_HEADS, DEPTH = 3, 6, 2, 16
 
 
-def states(width: int, prompt: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Query, keys, values, a gradient of the output, and which keys are seen: prompts end at unequal places."""
+def states(width: int, prompt: int, *, ragged: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Query, keys, values, a gradient of the output, and which keys are seen; ragged: prompts end at unequal places."""
     generator = torch.Generator().manual_seed(width)
 
     def draw(heads: int, tokens: int) -> Tensor:
@@ -25,7 +25,7 @@ def states(width: int, prompt: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
         return torch.randn(ROWS, tokens, heads, DEPTH, generator=generator).transpose(1, 2)
 
     keys = prompt + width
-    lengths_R1 = torch.tensor([[prompt], [prompt // 2], [0]])
+    lengths_R1 = torch.tensor([[prompt], [prompt // 2], [0]] if ragged else [[prompt]] * ROWS)
     there_RK = torch.cat([torch.arange(prompt) < lengths_R1, torch.ones(ROWS, width, dtype=torch.bool)], dim=1)
     causal_WK = torch.ones(width, keys, dtype=torch.bool).tril(prompt)
     seen_R1WK = (there_RK[:, None] & causal_WK)[:, None]
@@ -45,8 +45,9 @@ def fused(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("width", "prompt"), [(1, 0), (5, 4), (64, 0), (65, 9), (200, 30)])
-def test_values_and_gradients_are_those_of_torchs_attention(width: int, prompt: int) -> None:
-    *inputs, gradient, seen = states(width, prompt)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_values_and_gradients_are_those_of_torchs_attention(width: int, prompt: int, ragged: bool) -> None:
+    *inputs, gradient, seen = states(width, prompt, ragged=ragged)
     mine = results(lambda *x: attend_by_products(*x, seen, scaling=0.3), *inputs, gradient=gradient)
     theirs = results(lambda *x: fused(*x, seen), *inputs, gradient=gradient)
     for a, b in zip(mine, theirs, strict=True):
