@@ -39,6 +39,8 @@ from posttrain.rl.sampling import PromptSampler
 WATCHED = 16
 """Samples of a step, each of another group, from which the divergence from the reference is estimated when nothing else
 needs it: a forward pass for a curve to look at."""
+ONE_OF = 16
+"""Samples of a small step of which no more than one is watched."""
 
 Prompts = list[tuple[int, Problem]]
 """Problems of a step with their indices."""
@@ -177,7 +179,8 @@ class Collector:
     ) -> tuple[dict[tuple[int, int], Tensor], list[list[Tensor]]]:
         """Reference log-probabilities of the samples that need them, and the k1 of their tokens by group."""
         everywhere = [(p, g) for p, group in enumerate(samples) for g in range(len(group))]
-        keys = everywhere if recipe.kl_in_reward or recipe.kl_in_loss else watched(len(samples))
+        needed = recipe.kl_in_reward or recipe.kl_in_loss
+        keys = everywhere if needed else watched(len(samples), self.section.group_size)
         rollouts = [samples[p][g].rollout for p, g in keys]
         scores = shared_score(
             self.learner.reference,
@@ -200,9 +203,10 @@ class Collector:
         return [[next(values) for _ in group] for group in samples]
 
 
-def watched(groups: int) -> list[tuple[int, int]]:
-    """(p, g) of at most WATCHED samples: the first of every so many groups."""
-    return [(p, 0) for p in range(0, groups, math.ceil(groups / WATCHED))]
+def watched(groups: int, size: int) -> list[tuple[int, int]]:
+    """(p, g) of the samples to watch: the first of every so many groups of this size."""
+    count = max(1, min(WATCHED, groups * size // ONE_OF))
+    return [(p, 0) for p in range(0, groups, math.ceil(groups / count))]
 
 
 def as_group(samples: Sequence[Sample], limit: int) -> terms.Group:

@@ -210,7 +210,12 @@ def test_weights_are_those_of_each_token_whatever_version_sampled_it():
 
 
 def test_of_many_groups_every_so_many_is_watched():
-    assert watched(5) == [(p, 0) for p in range(5)]
-    assert watched(16) == [(p, 0) for p in range(16)]
-    assert watched(40) == [(p, 0) for p in range(0, 40, 3)]
-    assert max(len(watched(groups)) for groups in range(1, 200)) == WATCHED
+    assert watched(16, 16) == [(p, 0) for p in range(16)]
+    assert watched(40, 8) == [(p, 0) for p in range(0, 40, 3)]
+    assert max(len(watched(groups, 32)) for groups in range(1, 200)) == WATCHED
+
+
+def test_of_few_samples_one_of_sixteen_is_watched():
+    assert watched(4, 4) == [(0, 0)]
+    assert watched(16, 4) == [(p, 0) for p in range(0, 16, 4)]
+    assert watched(1, 2) == [(0, 0)]
