@@ -131,6 +131,19 @@ def test_bf16_steps_are_those_of_fp32_masters_that_add_micro_batches_up() -> Non
     assert float((found - wanted).norm()) < 0.15 * float((wanted - start).norm())
 
 
+def test_training_imports_nothing_under_the_lock_of_all_imports() -> None:
+    """As the finder of distutils does; beside a thread that imports, too, both would wait forever."""
+    program = """
+import sys
+from tests.engine.conftest import micro_model
+from tests.engine.training import batch, loss_fn, trainer_of
+trainer_of(micro_model()).step(batch(1), loss_fn)
+print("distutils" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "False\n", result.stderr
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_every_weight_moves_at_every_step(precision: Precision, kind: str) -> None:
