@@ -46,8 +46,8 @@ def start_processes() -> None:
             os.environ.setdefault(name, "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_DEADLINE)
-    # None of DeepSpeed's own operators. On a CPU it would compile an exchange through shared memory: half a minute, and a
-    # compiler needed. To find out which can be built it would import distutils, whose finder holds the lock of all
+    # None of DeepSpeed's own operators. On a CPU it would compile an exchange through shared memory: half a minute, and
+    # a compiler needed. To find out which can be built it would import distutils, whose finder holds the lock of all
     # imports, and wait forever for the thread that imports MLflow meanwhile.
     vars(deepspeed.ops)["__compatible_ops__"] = {}
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
