@@ -85,11 +85,13 @@ class Levers:
         self._responses = together
         self._shared = micro_batches(together)
         self._apart = cut(apart)
+        self._pairs = pairs_of(groups)
 
     def named(self) -> Iterator[tuple[str, Callable[[], Lever]]]:
         """Name of each, and what makes it: some take long to make."""
         yield "no padding but in attention", self.no_padding
         yield "a prompt once for all its responses, packed", self.one_prompt
+        yield "a prompt once for chosen and rejected, packed", self.one_prompt_of_pair
         yield "attention among rows of like lengths", self.like_lengths
         yield "LM head only where there is a loss", self.head_where_needed
         if self._shape.vocabulary >= lm_head.LARGE:
@@ -97,6 +99,7 @@ class Levers:
         yield "norms with a gradient of few passes", self.fused_norms
         if self._policy.model.dtype == torch.bfloat16:
             yield "attention as matrix products", self.attention_as_products
+            yield "bf16 with fp32 master weights (a whole update)", self.in_bf16
             yield "master weights without ZeRO (a whole update)", self.own_masters
         yield "feed-forward parts compute activation and product again", self.lean_gates
         if shutil.which("g++"):
@@ -121,6 +124,17 @@ class Levers:
             self.step,
             lambda: self._train(self._apart),
             self._operations(self._apart) / self._operations(self._shared),
+        )
+
+    def one_prompt_of_pair(self) -> Lever:
+        together = micro_batches([response for pair in self._pairs for response in pair])
+        # All chosen before all rejected, as peers have it: no neighbours of one prompt.
+        apart = cut([*(chosen for chosen, _ in self._pairs), *(rejected for _, rejected in self._pairs)])
+        return Lever(
+            "packed, with its prompt before either",
+            lambda: self._train(together),
+            lambda: self._train(apart),
+            self._operations(apart) / self._operations(together),
         )
 
     def like_lengths(self) -> Lever:
@@ -170,13 +184,11 @@ class Levers:
         off = under(attention_products, "LONGEST", 0, self.step)
         return Lever("torch's fused kernel", self.step, off, None)
 
+    def in_bf16(self) -> Lever:
+        return Lever("fp32", self._updates("bf16"), self._updates("fp32"), None)
+
     def own_masters(self) -> Lever:
-        return Lever(
-            "ZeRO 2, in one process",
-            self._updates(zero_stage=0),
-            self._updates(zero_stage=2),
-            None,
-        )
+        return Lever("ZeRO 2, in one process", self._updates("bf16"), self._updates("bf16", zero_stage=2), None)
 
     def lean_gates(self) -> Lever:
         return Lever(
@@ -247,9 +259,9 @@ class Levers:
             predicted_logprobs(trained, packed, temperature=1.0).sum().backward()
         trained.zero_grad()
 
-    def _updates(self, *, zero_stage: int) -> Callable[[], object]:
+    def _updates(self, precision: str, *, zero_stage: int = 0) -> Callable[[], object]:
         """Both passes and the optimizer's step, on a copy of the model."""
-        engine = profile_params("tiny").engine.model_copy(update={"precision": "bf16", "zero_stage": zero_stage})
+        engine = profile_params("tiny").engine.model_copy(update={"precision": precision, "zero_stage": zero_stage})
         optimizer = plain_adamw(lr=1e-6)
         trainer = Trainer(copy.deepcopy(self._policy.model), optimizer=optimizer, total_steps=1, engine=engine, seed=0)
         batches = [pack(responses) for responses in self._shared]
@@ -304,6 +316,16 @@ class Levers:
 
 def micro_batches(responses: Sequence[Response]) -> list[list[Response]]:
     return [[responses[i] for i in group] for group in plan([[response] for response in responses], tokens=TOKENS)]
+
+
+def pairs_of(groups: Sequence[Group]) -> list[tuple[Response, Response]]:
+    """Neighbours in a group as chosen and rejected; each pair has a prompt of its own: the group's, turned."""
+    pairs = []
+    for group in groups:
+        for first in range(0, len(group.responses) - 1, 2):
+            prompt = (*group.prompt_ids[first:], *group.prompt_ids[:first])
+            pairs.append(((prompt, group.responses[first]), (prompt, group.responses[first + 1])))
+    return pairs
 
 
 def cut(responses: Sequence[Response]) -> list[list[Response]]:

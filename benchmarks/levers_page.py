@@ -22,6 +22,10 @@ Execution {execution} of profile {profile}, {seconds:,.0f} s in all, by its MLfl
 Optimizer steps: with sampling and verdicts where there are any. Else: data, looks at held-out problems, evaluation,
 saving."""
 
+OVERLAP = """\
+Verdicts and rewards are {reward:.1f} s of the {steps:.0f} s in optimizer steps of `{stage}`, {share:.0f} %. To overlap
+them with sampling could save no more, and on a CPU both want the same cores: it is left out."""
+
 
 def levers_section(result: Source) -> str:
     """The table of levers and the profile."""
@@ -58,4 +62,15 @@ def levers_section(result: Source) -> str:
 def overheads_section(result: Source) -> str:
     """Seconds of `make run` by stage and cause."""
     numbers = {name: result.need(name) for name in ("execution", "profile", "seconds")}
-    return "\n\n".join(["### Where the seconds of `make run` go", OVERHEADS.format(**numbers), table(rows(result))])
+    verdicts = [
+        OVERLAP.format(
+            stage=stage["stage"],
+            reward=stage["parts"]["reward"],
+            steps=stage["steps"],
+            share=100 * stage["parts"]["reward"] / stage["steps"],
+        )
+        for stage in result.need("stages")
+        if "reward" in stage["parts"]
+    ]
+    title = "### Where the seconds of `make run` go"
+    return "\n\n".join([title, OVERHEADS.format(**numbers), table(rows(result)), *verdicts])

@@ -19,42 +19,35 @@ from torch.nn.functional import silu
 from posttrain.engine.mix_in import mix_in
 
 
-class _Halves:
-    """What a part keeps, and the activation for as long as the backward pass is at this part."""
+@dataclass(slots=True)
+class _Product:
+    """In the place of silu(gate) * up, which is computed again from what a part keeps."""
 
-    def __init__(self, gate: Tensor, up: Tensor) -> None:
-        self.gate, self.up = gate.detach(), up.detach()
-        self._activated: Tensor | None = None
+    gate: Tensor
+    up: Tensor
+    shape: torch.Size
+    activated: list[Tensor]
+    """silu(gate), from then until the backward pass has reached this part's gate."""
 
-    def product(self) -> Tensor:
-        self._activated = silu(self.gate)
-        return self._activated * self.up
-
-    def activated(self) -> Tensor:
-        found, self._activated = self._activated, None
-        return silu(self.gate) if found is None else found
+    def again(self) -> Tensor:
+        self.activated[:] = [silu(self.gate)]
+        return (self.activated[0] * self.up).view(self.shape)
 
 
 class _Gated(torch.autograd.Function):
     """silu(gate) * up."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, halves: _Halves) -> Tensor:
-        ctx.halves = halves
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activated: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activated = activated
         return silu(gate) * up
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        halves: _Halves = ctx.halves
-        by_up = gradient * halves.activated()
-        return torch.ops.aten.silu_backward(gradient * halves.up, halves.gate), by_up, None
-
-
-@dataclass(frozen=True, slots=True)
-class _Again:
-    """In the place of a kept product: to be computed again, in this shape."""
-
-    shape: torch.Size
+        gate, up = ctx.saved_tensors
+        activated = ctx.activated.pop() if ctx.activated else silu(gate)
+        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * activated, None
 
 
 class _LeanGated(nn.Module):
@@ -69,14 +62,16 @@ class _LeanGated(nn.Module):
         if not torch.is_grad_enabled():
             own: Tensor = self.down_proj(silu(gate) * up)
             return own
-        halves = _Halves(gate, up)
-        product = _Gated.apply(gate, up, halves)
+        activated: list[Tensor] = []
+        product = _Gated.apply(gate, up, activated)
 
-        def pack(kept: Tensor) -> Tensor | _Again:
-            return _Again(kept.shape) if kept.data_ptr() == product.data_ptr() else kept
+        def pack(kept: Tensor) -> Tensor | _Product:
+            if kept.data_ptr() != product.data_ptr():
+                return kept
+            return _Product(gate.detach(), up.detach(), kept.shape, activated)
 
-        def unpack(kept: Tensor | _Again) -> Tensor:
-            return halves.product().view(kept.shape) if isinstance(kept, _Again) else kept
+        def unpack(kept: Tensor | _Product) -> Tensor:
+            return kept.again() if isinstance(kept, _Product) else kept
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             down: Tensor = self.down_proj(product)

@@ -23,7 +23,7 @@ _BLOCK = 1024
 """Tokens of the vocabulary in one product."""
 LARGE = 8 * _BLOCK
 """Vocabulary from which all this is used."""
-PART_BYTES = 2**26
+_PART_BYTES = 2**26
 """Of logits held at once."""
 _ROWS_ELEMENTS = 2**20
 """Logits read at once, in fp32: 4 MiB."""
@@ -57,7 +57,7 @@ class _Predicted(torch.autograd.Function):
         ctx: Any, hidden_MC: Tensor, weight_VC: Tensor, targets_M: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         parts = _parts(len(hidden_MC), weight_VC)
-        room_PV = hidden_MC.new_empty((parts[0].stop, len(weight_VC)))
+        room_PV = _room(hidden_MC, weight_VC, parts)
         logprobs_M, norms_M, entropy_M = torch.empty((3, len(hidden_MC))).unbind()
         for part in parts:
             logits_PV = _multiply(hidden_MC[part], weight_VC, room_PV[: part.stop - part.start])
@@ -80,7 +80,7 @@ class _Predicted(torch.autograd.Function):
         room_PV, ctx.last_PV = ctx.last_PV, None
         for part in reversed(ctx.parts):
             if room_PV is None or part is not ctx.parts[-1]:
-                room_PV = hidden_MC.new_empty((ctx.parts[0].stop, len(weight_VC))) if room_PV is None else room_PV
+                room_PV = _room(hidden_MC, weight_VC, ctx.parts) if room_PV is None else room_PV
                 _multiply(hidden_MC[part], weight_VC, room_PV[: part.stop - part.start])
             by_logits_PV = room_PV[: part.stop - part.start]
             for at, block in _rows(part, by_logits_PV):
@@ -146,9 +146,14 @@ def _multiply(hidden_PC: Tensor, weight_VC: Tensor, out_PV: Tensor) -> Tensor:
 
 def _parts(count: int, weight_VC: Tensor) -> list[slice]:
     """Of equal size but for the last."""
-    most = max(1, PART_BYTES // (len(weight_VC) * weight_VC.element_size()))
+    most = max(1, _PART_BYTES // (len(weight_VC) * weight_VC.element_size()))
     size = math.ceil(count / max(1, math.ceil(count / most)))
     return [slice(start, min(start + size, count)) for start in range(0, count, size or 1)] or [slice(0, 0)]
+
+
+def _room(hidden_MC: Tensor, weight_VC: Tensor, parts: list[slice]) -> Tensor:
+    """For the logits of one part, (P, V)."""
+    return hidden_MC.new_empty((parts[0].stop, len(weight_VC)))
 
 
 def _rows(part: slice, logits_PV: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -95,11 +95,12 @@ class ClippedMuon(ClippedAdamW):
         groups = self.param_groups
         for group in groups:
             if group["matrices"]:
-                matrices = [p for p in group["params"] if p.grad is not None]
-                self._step_matrices(matrices, lr=group["lr"], weight_decay=group["weight_decay"])
+                self._step_matrices(group["params"], lr=group["lr"], weight_decay=group["weight_decay"])
         self.param_groups = [group for group in groups if not group["matrices"]]
-        super()._step_clipped()
-        self.param_groups = groups
+        try:
+            super()._step_clipped()
+        finally:
+            self.param_groups = groups
 
     def _step_matrices(self, matrices: Sequence[Tensor], *, lr: float, weight_decay: float) -> None:
         directions = []

@@ -150,15 +150,11 @@ def count_parameters(model: nn.Module) -> int:
 
 def predicted_logprobs(model: PreTrainedModel, packed: Packed, *, temperature: float) -> Tensor:
     """log p(token | what comes before it) in nats at `temperature`, shape (M,), of the wanted tokens."""
-    hidden_MC, targets_M, head = predicting_hidden(model, packed), packed.targets_M, model.get_output_embeddings()
-    if reads_in_parts(head, hidden_MC):
-        return read_in_parts(head, hidden_MC, targets_M, temperature=temperature)[0]
 
-    def read(hidden_MC: Tensor, targets_M: Tensor) -> tuple[Tensor]:
-        logits_MV = head_logits(model, hidden_MC, temperature)
+    def read(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor]:
         return (-nn.functional.cross_entropy(logits_MV, targets_M, reduction="none"),)
 
-    return over_vocabulary(model, read, hidden_MC, targets_M)[0]
+    return _predicted(model, packed, read, temperature)[0]
 
 
 def predicted_tokens(model: PreTrainedModel, packed: Packed, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -166,16 +162,27 @@ def predicted_tokens(model: PreTrainedModel, packed: Packed, *, temperature: flo
 
     Both in nats at `temperature`, shape (M,).
     """
+
+    def read(logits_MV: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs_MV = torch.log_softmax(logits_MV, dim=-1)
+        return logprobs_MV.gather(1, targets_M[:, None])[:, 0], entropy(logprobs_MV)
+
+    logprobs_M, entropy_M = _predicted(model, packed, read, temperature)
+    return logprobs_M, entropy_M
+
+
+def _predicted(
+    model: PreTrainedModel, packed: Packed, read: Callable[[Tensor, Tensor], tuple[Tensor, ...]], temperature: float
+) -> tuple[Tensor, ...]:
+    """Log-probabilities (M,), then what else `read` makes of logits (M, V) and targets (M,)."""
     hidden_MC, targets_M, head = predicting_hidden(model, packed), packed.targets_M, model.get_output_embeddings()
     if reads_in_parts(head, hidden_MC):
         return read_in_parts(head, hidden_MC, targets_M, temperature=temperature)
 
-    def read(hidden_MC: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs_MV = torch.log_softmax(head_logits(model, hidden_MC, temperature), dim=-1)
-        return logprobs_MV.gather(1, targets_M[:, None])[:, 0], entropy(logprobs_MV)
+    def from_hidden(hidden_MC: Tensor, targets_M: Tensor) -> tuple[Tensor, ...]:
+        return read(head_logits(model, hidden_MC, temperature), targets_M)
 
-    logprobs_M, entropy_M = over_vocabulary(model, read, hidden_MC, targets_M)
-    return logprobs_M, entropy_M
+    return over_vocabulary(model, from_hidden, hidden_MC, targets_M)
 
 
 def predicting_hidden(model: PreTrainedModel, packed: Packed) -> Tensor:

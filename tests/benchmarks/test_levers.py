@@ -6,12 +6,12 @@ import torch
 from benchmarks.__main__ import with_others
 from benchmarks.arithmetic import Shape, executed_operations
 from benchmarks.lever import changed, in_turns, is_wanted
-from benchmarks.levers import Levers, cut
+from benchmarks.levers import Levers, cut, pairs_of
 from benchmarks.levers_page import levers_section
 from benchmarks.levers_rollouts import RolloutLevers
 from benchmarks.profile import BETWEEN, REST, heap_in_use, kind_of, seconds_by_kind
 from benchmarks.side import BenchmarkError
-from benchmarks.world import shape_of
+from benchmarks.world import Group, shape_of
 from posttrain.engine import packing
 from posttrain.engine.policy import load_policy
 from posttrain.evals.inputs import Source
@@ -37,7 +37,7 @@ def test_in_bf16_there_are_levers_of_its_own(work, levers):
     parts = (Levers(policy, shape, work.groups), RolloutLevers(policy, shape, work.groups))
     known = {name for part in (levers, RolloutLevers(levers._policy, shape, work.groups)) for name, _ in part.named()}
     own = [make() for part in parts for name, make in part.named() if name not in known]
-    assert len(own) == 4
+    assert len(own) == 5
     for lever in own:
         assert [len(taken) for taken in in_turns(lever, pairs=1)] == [1, 1]
 
@@ -55,6 +55,13 @@ def test_operations_of_shared_and_repeated_prompts_by_hand(levers, work):
     assert levers._operations(levers._shared) == 2 * (4 * 6 + responses)
     assert levers._operations(levers._apart) == 2 * (8 * 6 + responses)
     assert levers.one_prompt().predicted == (48 + responses) / (24 + responses)
+    assert levers.one_prompt_of_pair().predicted == (48 + responses) / (24 + responses)
+
+
+def test_pairs_are_neighbours_of_a_group_with_a_prompt_that_no_other_pair_has():
+    (first, second) = pairs_of([Group((1, 2, 3), ((7,), (8, 8), (9,), (6,), (5,)))])
+    assert first == (((1, 2, 3), (7,)), ((1, 2, 3), (8, 8)))
+    assert second == (((3, 1, 2), (9,)), ((3, 1, 2), (6,)))
 
 
 def test_operations_are_counted_over_what_is_executed():

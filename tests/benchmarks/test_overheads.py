@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.levers_page import overheads_section
 from benchmarks.overheads import measure_overheads, rows
 from benchmarks.side import BenchmarkError
 from posttrain.evals.inputs import Source
@@ -43,6 +44,16 @@ def test_the_last_execution_from_scratch_counts(store):
         ("grpo", "0.5", "3.0", "2.5", "generate 1", "0.5"),
         ("all", "1.5", "7.0", "5.0", "-", "2.0"),
     ]
+
+
+def test_what_overlapping_verdicts_could_save_is_said_of_each_stage_that_has_them():
+    stages = [
+        {"stage": "sft", "before": 1.0, "total": 4.0, "steps": 2.5, "parts": {}},
+        {"stage": "grpo", "before": 0.5, "total": 30.0, "steps": 20.0, "parts": {"generate": 9.0, "reward": 1.0}},
+    ]
+    page = overheads_section(Source("x", {"execution": "a", "profile": "tiny", "seconds": 40.0, "stages": stages}))
+    assert "1.0 s of the 20 s in optimizer steps of `grpo`, 5 %" in page
+    assert page.count("To overlap") == 1
 
 
 def test_without_an_execution_it_is_said_what_is_wanted(store):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.gemma.modeling_gemma import GemmaMLP
@@ -73,8 +74,27 @@ def test_neither_the_activation_nor_the_product_is_kept() -> None:
     assert keep_less(part) == 1
     wide, narrow = 64 * 48 * 4, 64 * 16 * 4
     assert before == 4 * wide + narrow
-    # Gate and up are kept as well, outside what hooks see.
-    assert kept_bytes(part) == narrow
+    assert kept_bytes(part) == 2 * wide + narrow
+
+
+def test_a_backward_pass_frees_what_was_kept_though_the_loss_lives_on() -> None:
+    model = llama_model()
+    keep_less(model)
+    gates: list[StorageWeakRef] = []
+
+    def stored(gate: Tensor) -> StorageWeakRef:
+        return StorageWeakRef(gate.untyped_storage())
+
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.register_forward_hook(
+            lambda *args: gates.append(StorageWeakRef(args[-1].untyped_storage()))
+        )
+    loss = model(input_ids=IDS, labels=IDS).loss
+    assert gates
+    assert not any(gate.expired() for gate in gates)
+    loss.backward()
+    assert loss.grad_fn is not None
+    assert all(gate.expired() for gate in gates)
 
 
 def test_another_activation_is_left_alone() -> None:

@@ -72,7 +72,7 @@ def three_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     multiply = lm_head._multiply
     monkeypatch.setattr(lm_head, "_multiply", counted)
-    monkeypatch.setattr(lm_head, "PART_BYTES", 3 * LARGE * 4)
+    monkeypatch.setattr(lm_head, "_PART_BYTES", 3 * LARGE * 4)
     monkeypatch.setattr(lm_head, "_ROWS_ELEMENTS", 2 * LARGE)
     return multiplied
 
