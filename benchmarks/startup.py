@@ -18,8 +18,8 @@ from benchmarks.side import BenchmarkError, worker_environment
 COMMANDS: Mapping[str, Sequence[str]] = {
     "Python alone": ("-c", "pass"),
     "torch": ("-c", "import torch"),
-    "transformers and torch": ("-c", "import tasks, posttrain.engine.policy"),
-    "training, with DeepSpeed": ("-c", "import tasks, posttrain.engine.trainer"),
+    "a policy: torch, transformers, DeepSpeed": ("-c", "import tasks, posttrain.engine.policy"),
+    "a policy and its training": ("-c", "import tasks, posttrain.engine.trainer"),
     "sampling in process": ("-c", "import tasks, posttrain.engine.rollout_transformers"),
     "sampling by vLLM servers, without their start": ("-c", "import tasks, posttrain.engine.rollout_vllm"),
     "MLflow": ("-c", "import mlflow"),
