@@ -85,7 +85,6 @@ class Levers:
         self._responses = together
         self._shared = micro_batches(together)
         self._apart = cut(apart)
-        self._pairs = pairs_of(groups)
 
     def named(self) -> Iterator[tuple[str, Callable[[], Lever]]]:
         """Name of each, and what makes it: some take long to make."""
@@ -127,9 +126,10 @@ class Levers:
         )
 
     def one_prompt_of_pair(self) -> Lever:
-        together = micro_batches([response for pair in self._pairs for response in pair])
+        pairs = pairs_of(self._groups)
+        together = micro_batches([response for pair in pairs for response in pair])
         # All chosen before all rejected, as peers have it: no neighbours of one prompt.
-        apart = cut([*(chosen for chosen, _ in self._pairs), *(rejected for _, rejected in self._pairs)])
+        apart = cut([*(chosen for chosen, _ in pairs), *(rejected for _, rejected in pairs)])
         return Lever(
             "packed, with its prompt before either",
             lambda: self._train(together),

@@ -81,10 +81,6 @@ def test_a_backward_pass_frees_what_was_kept_though_the_loss_lives_on() -> None:
     model = llama_model()
     keep_less(model)
     gates: list[StorageWeakRef] = []
-
-    def stored(gate: Tensor) -> StorageWeakRef:
-        return StorageWeakRef(gate.untyped_storage())
-
     for layer in model.model.layers:
         layer.mlp.gate_proj.register_forward_hook(
             lambda *args: gates.append(StorageWeakRef(args[-1].untyped_storage()))

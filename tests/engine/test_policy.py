@@ -135,7 +135,9 @@ def test_a_large_vocabulary_is_read_in_parts_with_the_same_values_and_gradients(
         monkeypatch.setattr(lm_head, "LARGE", large)
         model = micro_model()
         logprobs_M, entropy_M = predicted_tokens(model, packed, temperature=0.9)
-        torch.testing.assert_close(logprobs_M, predicted_logprobs(model, packed, temperature=0.9))
+        alone_M = predicted_logprobs(model, packed, temperature=0.9)
+        assert torch.equal(logprobs_M, alone_M) or large > VOCAB
+        torch.testing.assert_close(logprobs_M, alone_M)
         logprobs_M.sum().backward()
         results.append((logprobs_M.detach(), entropy_M, model.get_input_embeddings().weight.grad))
     for plain, parts in zip(*results, strict=True):
