@@ -38,8 +38,6 @@ RATED: tuple[Case, ...] = ("sft", "dpo", "dpo_cached", "grpo_update")
 PAIRS: tuple[Case, ...] = ("dpo", "dpo_cached", "reward_model")
 DRAWN: tuple[Case, ...] = ("generate", "grpo")
 """Cases that sample."""
-PRECISIONS = ("fp32", "mixed", "bf16")
-"""Of the peer."""
 WEIGHT_BYTES = {"fp32": 4, "mixed": 4, "bf16": 2}
 
 Note = Callable[[str], None]
@@ -91,8 +89,7 @@ class Bench:
 
     def candidates(self, case: Case) -> list[Choice]:
         """What is tried for the peer."""
-        # Where ours is worth running in bf16, the peer's fp32 is not: its products take at least twice as long.
-        precisions = ("fp32",) if not self.bf16 else ("mixed", "bf16") if self.precision == "bf16" else PRECISIONS
+        precisions = self.settings.models[self.model].peer_precisions if self.bf16 else ("fp32",)
         size = self.size(case)
         # A GPU that holds the whole step does it in one pass; otherwise it waits for the next call.
         batches = (size.prompts * (1 if case in PAIRS else size.group),) if self.gpu else size.peer_batch

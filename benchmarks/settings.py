@@ -14,6 +14,7 @@ from posttrain.config_fields import Count, Fraction, Positive, Section
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PeerPrecision = Literal["fp32", "mixed", "bf16"]
 Case = Literal["sft", "dpo", "dpo_cached", "reward_model", "grpo_update", "generate", "grpo"]
 CASES: tuple[Case, ...] = get_args(Case)
 """In the order in which they are measured: a case comes after those that prove that it compares like with like."""
@@ -62,7 +63,9 @@ class Model(Section):
     folder: str | None
     """Weights to be used where this folder is there."""
     precision: Precision
-    """Ours; fp32 where the machine does not multiply in bf16. The peer's is the fastest of those it has."""
+    """Ours; fp32 where the machine does not multiply in bf16."""
+    peer_precisions: Annotated[tuple[PeerPrecision, ...], Field(min_length=1)]
+    """Tried for the peer; fp32 alone where the machine does not multiply in bf16."""
     sequence_length: Count
     """Of packed rows."""
     lr: Positive

@@ -27,6 +27,8 @@ OBJECTIVE = "dr_grpo"
 """The one GRPO variant compared: both sides have it, and neither adds an epsilon to a deviation."""
 BETA = 0.3
 """Of DPO on both sides."""
+BF16_CANARY = 0.5
+"""Nats by which sampler and trainer may differ in bf16, as in profile smollm2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,4 +189,6 @@ def shape_of(folder: Path) -> tuple[Shape, list[int]]:
 
 def engine_of(params: Params, precision: Precision) -> config.Engine:
     """The profile's engine, sampling in process, in the precision wanted."""
-    return params.engine.model_copy(update={"precision": precision, "rollout": "transformers"})
+    tolerance = max(params.engine.canary_tolerance, BF16_CANARY if precision == "bf16" else 0.0)
+    wanted = {"precision": precision, "rollout": "transformers", "canary_tolerance": tolerance}
+    return params.engine.model_copy(update=wanted)
