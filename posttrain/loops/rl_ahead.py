@@ -221,8 +221,11 @@ class Ahead:
 
     def _frozen(self) -> PreTrainedModel:
         """The trainer's weights, in a copy that no job under way needs: there are as many as jobs at once."""
-        few = len(self._copies) < max(1, self._lead)
-        copy = frozen_copy(self._learner.reference) if few else self._copies.popleft()
+        if len(self._copies) < max(1, self._lead):
+            with self._learner.reference.reading() as reference:
+                copy = frozen_copy(reference)
+        else:
+            copy = self._copies.popleft()
         copy.load_state_dict(self._learner.trainer.model.state_dict())
         self._copies.append(copy)
         return copy

@@ -182,12 +182,13 @@ class Collector:
         needed = recipe.kl_in_reward or recipe.kl_in_loss
         keys = everywhere if needed else watched(len(samples), self.section.group_size)
         rollouts = [samples[p][g].rollout for p, g in keys]
-        scores = shared_score(
-            self.learner.reference,
-            [token_ids(rollout) for rollout in rollouts],
-            micro_batch_tokens=self.learner.micro_batch_tokens,
-            temperature=self.section.generation.temperature,
-        )
+        with self.learner.reference.reading() as reference:
+            scores = shared_score(
+                reference,
+                [token_ids(rollout) for rollout in rollouts],
+                micro_batch_tokens=self.learner.micro_batch_tokens,
+                temperature=self.section.generation.temperature,
+            )
         k1: list[list[Tensor]] = [[] for _ in samples]
         for (p, _), rollout, score_T in zip(keys, rollouts, scores, strict=True):
             k1[p].append(torch.tensor(rollout.logprobs) - score_T)

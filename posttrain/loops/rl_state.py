@@ -6,6 +6,7 @@ from typing import Any
 
 from posttrain import config
 from posttrain.engine.policy import Policy, frozen_copy
+from posttrain.engine.shelf import Shelved
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.recipe import Recipe
 from posttrain.loops.rl_value import start_value_network
@@ -20,7 +21,7 @@ class Learner:
         self.micro_batch_tokens = engine.micro_batch_tokens
         self._samples = section.prompts_per_step * section.group_size
         self.kl_coefficient = recipe.kl_in_loss or recipe.kl_in_reward
-        self.reference = frozen_copy(policy.model)
+        reference = frozen_copy(policy.model)
         network = None
         if recipe.value is not None:
             network = start_value_network(policy, recipe.value, precision=engine.precision, seed=seed)
@@ -29,7 +30,7 @@ class Learner:
         self.trainer = Trainer(
             policy.model, optimizer=section.optimizer, total_steps=updates * policy_steps, engine=engine, seed=seed
         )
-        self.reference.to(self.trainer.model.device)
+        self.reference = Shelved(reference.to(self.trainer.model.device))
         self.critic: Trainer | None = None
         """Trains the value network, where the objective has one."""
         if network is not None and recipe.value is not None:
@@ -51,7 +52,7 @@ class Learner:
         """What an objective starts anew: the reference every so many steps, the optimizer at each."""
         every = self._recipe.reset_reference
         if every and step and step % every == 0:
-            self.reference.load_state_dict(self.trainer.model.state_dict())
+            self.reference.replace(self.trainer.model.state_dict())
         if self._recipe.reset_optimizer:
             self.trainer.reset_optimizer()
 
@@ -67,10 +68,12 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """The reference is left out where it never changes."""
         moved = bool(self._recipe.reset_reference)
+        with self.reference.reading() as reference:
+            weights = reference.state_dict() if moved else None
         return {
             "trainer": self.trainer.state_dict(),
             "critic": self.critic.state_dict() if self.critic else None,
-            "reference": self.reference.state_dict() if moved else None,
+            "reference": weights,
             "kl_coefficient": self.kl_coefficient,
         }
 
@@ -80,5 +83,5 @@ class Learner:
         # After the value network's: both hold the state of the same generators, at the same moment.
         self.trainer.load_state_dict(state["trainer"])
         if state["reference"] is not None:
-            self.reference.load_state_dict(state["reference"])
+            self.reference.replace(state["reference"])
         self.kl_coefficient = state["kl_coefficient"]
