@@ -25,6 +25,18 @@ def test_sampled_frequencies_are_the_softmax_at_the_temperature() -> None:
     torch.testing.assert_close(logprobs_B, wanted.log()[chosen_B])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logits_stay_as_they_are_and_log_probabilities_are_theirs(dtype: torch.dtype, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits_BV = (4 * torch.randn((50, 30), generator=generator)).to(dtype)
+    before_BV, uniform_B = logits_BV.clone(), torch.rand(50, dtype=torch.float64, generator=generator)
+    chosen_B, logprobs_B = choose(logits_BV, uniform_B if temperature else None, temperature=temperature)
+    assert torch.equal(logits_BV, before_BV)
+    wanted_BV = torch.log_softmax(before_BV.double() / (temperature or 1.0), -1)
+    torch.testing.assert_close(logprobs_B.double(), wanted_BV.gather(1, chosen_B[:, None])[:, 0], atol=1e-6, rtol=1e-6)
+
+
 def test_the_ends_of_the_unit_interval_choose_possible_tokens() -> None:
     logits_BV = torch.tensor([[-float("inf"), 0.0, 0.0, -float("inf")]] * 2)
     uniform_B = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
