@@ -32,8 +32,16 @@ from posttrain.engine import attention_products, lm_head, packing
 from posttrain.engine.attention import packed_hidden
 from posttrain.engine.gated import keep_less
 from posttrain.engine.packing import Packed, Response, pack, plan
-from posttrain.engine.policy import Policy, head_logits, load_policy, over_vocabulary, predicted_logprobs
+from posttrain.engine.policy import (
+    Policy,
+    frozen_copy,
+    head_logits,
+    load_policy,
+    over_vocabulary,
+    predicted_logprobs,
+)
 from posttrain.engine.rms_norm import fuse_norms
+from posttrain.engine.shelf import Shelved
 from posttrain.engine.trainer import Trainer
 from posttrain.loops.scoring import score
 
@@ -104,6 +112,7 @@ class Levers:
         if shutil.which("g++"):
             yield "torch.compile of the feed-forward parts (not used)", self.compiled
         yield "fused AdamW (its step alone)", self.fused_optimizer
+        yield "reference in memory while it is read with (its reading alone)", self.shelved_reference
         yield "no pass of its own for old log-probabilities on-policy", self.no_old_pass
         yield "groups without a signal not trained on (half of them)", self.no_idle_groups
 
@@ -223,6 +232,24 @@ class Levers:
             parameter.grad = torch.zeros_like(parameter)
         fused, plain = (torch.optim.AdamW(parameters, lr=1e-6, fused=fused, foreach=False) for fused in (True, False))
         return Lever("AdamW, tensor by tensor", fused.step, plain.step, None)
+
+    def shelved_reference(self) -> Lever:
+        """It reads one response of each group."""
+        watched = self._responses[:: len(self._groups[0].responses)]
+        at_start = heap_in_use()
+        shelved = Shelved(frozen_copy(self._policy.model))
+        kept = heap_in_use() - at_start
+        resident = frozen_copy(self._policy.model)
+
+        def read(model: PreTrainedModel) -> None:
+            score(model, watched, micro_batch_tokens=TOKENS, temperature=1.0)
+
+        def on() -> None:
+            with shelved.reading() as reference:
+                read(reference)
+
+        held = heap_in_use() - at_start - kept
+        return Lever("in memory all the time", on, lambda: read(resident), None, kept=(max(kept, 0), held))
 
     def no_old_pass(self) -> Lever:
         def off() -> None:

@@ -14,7 +14,7 @@ environment, which a process reads when it starts, in processes of their own); {
 the work is the forward and backward pass of a GRPO update without the optimizer ({prompts} x {group}, prompts of
 {prompt_tokens} tokens, responses of up to {response_tokens}). Predicted: the ratio of the operations executed, padding
 included; a dash where a lever saves passes over memory or calls, not operations. Kept: what the forward pass of one
-micro-batch leaves for the backward pass."""
+micro-batch leaves for the backward pass; of a reference, what is there between two readings."""
 
 OVERHEADS = """\
 Execution {execution} of profile {profile}, {seconds:,.0f} s in all, by its MLflow runs. Before a stage: gates, DVC

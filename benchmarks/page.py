@@ -61,7 +61,8 @@ allocator and thread settings of `posttrain.system`, and starts without optional
 for each case in the same run, and in which precision: fp32 on a machine that does not multiply in bf16, else `mixed`
 (fp32 weights under autocast) and `bf16` (weights and optimizer without fp32 master weights, which loses small updates);
 for the micro model all three. On a GPU a pass takes the whole step, on both sides. The fastest is what we compare with.
-Ours has fp32 master weights wherever it runs in bf16. Both sides generate with transformers."""
+Ours runs in bf16, with fp32 master weights, where the machine multiplies in it (profile `tiny`, whose architecture the
+micro model has, says fp32 for `make run` on any machine). Both sides generate with transformers."""
 
 READING = """\
 Tokens: those of every row, prompts included; where responses are sampled, the sampled ones. Peak memory: the largest

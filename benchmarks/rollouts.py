@@ -15,14 +15,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.__main__ import SETTINGS, WORK
 from benchmarks.machine import cpu_name, has_bf16
-from benchmarks.settings import load_settings
+from benchmarks.settings import Precision, load_settings
 from benchmarks.side import BenchmarkError, run_json
 from benchmarks.worker import Order, make_work
-from benchmarks.world import prepare_model, profile_params
+from benchmarks.world import engine_of, prepare_model, profile_params
 from posttrain import config
 from posttrain.config import ConfigError
 from posttrain.engine.policy import load_policy
@@ -91,7 +91,7 @@ def measure(order: Order, kind: str) -> dict[str, Any]:
     """Medians over rounds and syncs; memory is that of this process and of all below it, at their peaks."""
     with tempfile.TemporaryDirectory() as scratch:
         work = make_work(order, Path(scratch))
-        engine = work.params.engine.model_copy(update={"precision": order.precision, "rollout": kind})
+        engine = engine_of(work.params, cast(Precision, order.precision)).model_copy(update={"rollout": kind})
         policy = load_policy(work.folder, precision=engine.precision)
         started = time.perf_counter()
         rollouts = make_engine(policy, engine, load_system())

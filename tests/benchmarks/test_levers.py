@@ -47,6 +47,12 @@ def test_lean_feed_forward_parts_keep_less(levers):
     assert 0 < kept < without
 
 
+def test_a_shelved_reference_keeps_nothing_between_two_readings(levers):
+    kept, without = levers.shelved_reference().kept
+    weights = sum(p.nbytes for p in levers._policy.model.parameters())
+    assert kept < weights / 4 < weights <= without
+
+
 def test_operations_of_shared_and_repeated_prompts_by_hand(levers, work):
     """4 groups of 2: prompts of 6 tokens, responses of 4 to 8."""
     responses = sum(len(r) for group in work.groups for r in group.responses)
