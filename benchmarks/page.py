@@ -207,6 +207,8 @@ def notes(results: Sequence[Source]) -> str:
         if "share_of_bound" in result.need("ours"):
             shares = [100 * result.need(f"{side}.share_of_bound") for side in ("ours", "trl")]
             line += f"Of the bound by weights read or multiplied: {shares[0]:.0f} % / {shares[1]:.0f} %. "
+        if tokens := result.need("size").get("pass_tokens"):
+            line += f"Ours in passes of at most {tokens:,} tokens. "
         tried = ", ".join(f"{name}: {seconds:.3g} s" for name, seconds in result.need("tried").items())
         lines.append(f"{line}TRL tried with {tried}.")
     return "\n".join(lines)

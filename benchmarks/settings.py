@@ -49,6 +49,8 @@ class Size(Section):
     """Steps that make up one measurement: more where one takes less than about a second."""
     peer_batch: Annotated[tuple[Count, ...], Field(min_length=1)]
     """Values tried on a CPU for the peer's per_device_train_batch_size (packed rows, pairs, responses)."""
+    pass_tokens: Count | None = None
+    """Of one forward pass of ours on a CPU, at most; where it is not given, as many as the profile says."""
 
     @model_validator(mode="after")
     def group_fits(self) -> Size:

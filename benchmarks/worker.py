@@ -69,9 +69,11 @@ def make_work(order: Order, scratch: Path) -> Work:
     size = model.cases[order.case]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(order.folder)
     params = profile_params(model.profile)
+    # On a GPU a pass takes the whole step, as the peer's does there.
+    pass_tokens = WHOLE if torch.cuda.is_available() else size.pass_tokens
     return Work(
         folder=Path(order.folder),
-        params=in_one_pass(params) if torch.cuda.is_available() else params,
+        params=params if pass_tokens is None else in_passes(params, pass_tokens),
         size=size,
         groups=make_groups(size, plain_tokens(tokenizer), seed=settings.seed),
         precision=order.precision,
@@ -84,9 +86,9 @@ def make_work(order: Order, scratch: Path) -> Work:
     )
 
 
-def in_one_pass(params: Params) -> Params:
-    """On a GPU a pass takes the whole step, as the peer's does there."""
-    return params.model_copy(update={"engine": params.engine.model_copy(update={"micro_batch_tokens": WHOLE})})
+def in_passes(params: Params, tokens: int) -> Params:
+    """The same with forward passes of at most so many tokens."""
+    return params.model_copy(update={"engine": params.engine.model_copy(update={"micro_batch_tokens": tokens})})
 
 
 def peak_bytes() -> int:

@@ -67,9 +67,10 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """The reference is left out where it never changes."""
-        moved = bool(self._recipe.reset_reference)
-        with self.reference.reading() as reference:
-            weights = reference.state_dict() if moved else None
+        weights = None
+        if self._recipe.reset_reference:
+            with self.reference.reading() as reference:
+                weights = reference.state_dict()
         return {
             "trainer": self.trainer.state_dict(),
             "critic": self.critic.state_dict() if self.critic else None,
