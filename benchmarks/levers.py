@@ -32,14 +32,7 @@ from posttrain.engine import attention_products, lm_head, packing
 from posttrain.engine.attention import packed_hidden
 from posttrain.engine.gated import keep_less
 from posttrain.engine.packing import Packed, Response, pack, plan
-from posttrain.engine.policy import (
-    Policy,
-    frozen_copy,
-    head_logits,
-    load_policy,
-    over_vocabulary,
-    predicted_logprobs,
-)
+from posttrain.engine.policy import Policy, frozen_copy, head_logits, load_policy, over_vocabulary, predicted_logprobs
 from posttrain.engine.rms_norm import fuse_norms
 from posttrain.engine.shelf import Shelved
 from posttrain.engine.trainer import Trainer
