@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import ours
 from benchmarks.settings import CASES, load_settings
-from benchmarks.worker import Order, make_work
+from benchmarks.worker import WHOLE, Order, make_work
 from benchmarks.world import engine_of, profile_params
 from tests.benchmarks.toy_work import values_of
 
@@ -23,18 +23,19 @@ def test_our_side_takes_its_steps(case, work):
         assert math.isfinite(loss) and norm > 0.01 and later != norm
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU a pass takes the whole step")
-def test_a_pass_is_the_profiles_unless_a_case_says_otherwise(folder, tmp_path):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_pass_is_the_profiles_unless_a_case_or_a_gpu_says_otherwise(folder, tmp_path, monkeypatch, gpu):
     settings = Path("benchmarks/params.yaml")
     cases = load_settings(settings).models["smollm2"].cases
     assert cases["grpo"].pass_tokens is not None and cases["grpo_update"].pass_tokens is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
 
     def tokens(case):
         order = Order("ours", str(settings), "smollm2", case, str(folder), "bf16", 1, 1)
         return make_work(order, tmp_path).params.engine.micro_batch_tokens
 
-    assert tokens("grpo") == cases["grpo"].pass_tokens
-    assert tokens("grpo_update") == profile_params("smollm2").engine.micro_batch_tokens
+    assert tokens("grpo") == (WHOLE if gpu else cases["grpo"].pass_tokens)
+    assert tokens("grpo_update") == (WHOLE if gpu else profile_params("smollm2").engine.micro_batch_tokens)
 
 
 def test_in_bf16_sampler_and_trainer_may_differ_by_more():
